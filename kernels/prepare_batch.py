@@ -1,0 +1,94 @@
+"""From rows to the flat batch: which ids go in, at which positions, into which slots.
+
+Reads the state that lives on the device for as long as a row is owned, and a step's plan: row indices and how many
+tokens each adds. Decode rows come first; the caller orders them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """One step's inputs, T tokens of R rows laid end to end, decode rows (one token each) first."""
+
+    input_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64, page * page_size + place in it; negative: padding
+    query_start: Tensor  # [R+1] int64, where each row's tokens begin
+    seq_lens: Tensor  # [R] int64, tokens of the row after this step
+    page_table: Tensor  # [R, P] int32, P = pages of the longest row of the batch
+    logits_index: Tensor  # [L] int64, flat positions whose logits are wanted
+    num_decode: int  # rows in front that add one token
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.input_ids.shape[0]
+
+
+class PrepareBatch(Protocol):
+    """prepare_batch(tokens, computed, page_table, rows, query_lens, num_decode, logits_rows, ...) -> FlatBatch.
+
+    tokens      [max_rows, max_len] int32: each row's prompt and output ids
+    computed    [max_rows] int64: how many of them have their K/V in the pages; += query_lens is the caller's
+    page_table  [max_rows, max_pages] int32
+    rows        [R] int64, query_lens [R] int64 (>= 1), logits_rows [L] int64 (indices into rows)
+    page_size   tokens a page; num_decode: how many rows in front add exactly one token
+    """
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        computed: Tensor,
+        page_table: Tensor,
+        rows: Tensor,
+        query_lens: Tensor,
+        logits_rows: Tensor,
+        /,
+        *,
+        page_size: int,
+        num_decode: int,
+    ) -> FlatBatch: ...
+
+
+def prepare_batch_torch(
+    tokens: Tensor,
+    computed: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    query_lens: Tensor,
+    logits_rows: Tensor,
+    /,
+    *,
+    page_size: int,
+    num_decode: int,
+) -> FlatBatch:
+    """Reference: see PrepareBatch."""
+    R = rows.shape[0]
+    start = computed[rows]
+    seq_lens = start + query_lens
+    pages = page_table[rows, : (int(seq_lens.max()) + page_size - 1) // page_size]
+    query_start = torch.zeros(R + 1, dtype=torch.int64)
+    torch.cumsum(query_lens, 0, out=query_start[1:])
+    if num_decode == R:
+        place, positions = torch.arange(R), start
+    else:
+        place = torch.repeat_interleave(torch.arange(R), query_lens)  # [T], the batch row of each token
+        positions = start[place] + torch.arange(place.shape[0]) - query_start[place]
+    page = torch.div(positions, page_size, rounding_mode="floor")
+    return FlatBatch(
+        input_ids=tokens[rows[place], positions].long(),
+        positions=positions,
+        slot_mapping=pages[place, page].long() * page_size + (positions - page * page_size),
+        query_start=query_start,
+        seq_lens=seq_lens,
+        page_table=pages,
+        logits_index=query_start[1:][logits_rows] - 1,
+        num_decode=num_decode,
+    )

@@ -1,0 +1,64 @@
+"""The table of operations: a backend is chosen once, and the engine calls what the table holds.
+
+`torch` runs everywhere and is the truth that every other backend is checked against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kernels.gather_rows import GatherRows, gather_rows_torch
+from kernels.norm_rope_write import NormRopeWrite, norm_rope_write_torch
+from kernels.paged_attention import (
+    Attention,
+    AttentionWorkspace,
+    attention_workspace_torch,
+    decode_attention_torch,
+    prefill_attention_torch,
+)
+from kernels.prepare_batch import PrepareBatch, prepare_batch_torch
+from kernels.rms_norm import RmsNorm, rms_norm_torch
+from kernels.sample import Sample, sample_torch
+from kernels.silu_mul import SiluMul, silu_mul_torch
+
+
+class Backend(StrEnum):
+    """Where the operations run."""
+
+    TORCH = "torch"
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One implementation of each operation, all of one backend. Signatures: the Protocol in each op's file."""
+
+    backend: Backend
+    prepare_batch: PrepareBatch
+    rms_norm: RmsNorm
+    norm_rope_write: NormRopeWrite
+    attention_workspace: AttentionWorkspace
+    decode_attention: Attention
+    prefill_attention: Attention
+    silu_mul: SiluMul
+    gather_rows: GatherRows
+    sample: Sample
+
+
+_TORCH = Ops(
+    backend=Backend.TORCH,
+    prepare_batch=prepare_batch_torch,
+    rms_norm=rms_norm_torch,
+    norm_rope_write=norm_rope_write_torch,
+    attention_workspace=attention_workspace_torch,
+    decode_attention=decode_attention_torch,
+    prefill_attention=prefill_attention_torch,
+    silu_mul=silu_mul_torch,
+    gather_rows=gather_rows_torch,
+    sample=sample_torch,
+)
+
+
+def ops_for(backend: Backend) -> Ops:
+    """The table of `backend`."""
+    return {Backend.TORCH: _TORCH}[backend]
