@@ -1,0 +1,59 @@
+# Slipstream's commands. Each does all its own set-up: a machine needs git, make and Python >= 3.11, nothing else.
+#   PYTHON=/path/to/python3   the Python to make .venv from
+#   SLIPSTREAM_TORCH=...      the torch to install ("torch==2.13.0+cpu"); else chosen by whether there is a GPU
+#   ARGS="..."                handed to the program behind the target
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+
+.PHONY: help setup demo test lint format worker bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## a worker, a queue and thirty seconds of jobs, live in the terminal; ends by itself
+	@$(RUN) ops.demo $(ARGS)
+
+test: $(READY) ## every test, against a real redis-server (ARGS="tests/tour -k cancel")
+	@$(RUN) ops.redis_server
+	@$(RUN) pytest $(ARGS)
+
+lint: $(READY) ## ruff's rules, ruff's format, mypy --strict; changes nothing
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+format: $(READY) ## put the code into ruff's format and mend what ruff can
+	@$(RUN) ruff check --fix .
+	@$(RUN) ruff format .
+
+worker: $(READY) ## one worker (ARGS="--model DIR --redis URL"; the demo model unless said)
+	@$(RUN) worker $(or $(ARGS),--model ops/demo/model)
+
+bench: $(READY) ## this engine against static batches, as a table and JSON
+	@$(RUN) ops.bench $(ARGS)
+
+setup: $(READY) ## only make .venv, which every other target does by itself
+
+lock: $(READY) ## write requirements.lock anew from pyproject.toml (ARGS=2.13.0 for another torch)
+	@$(RUN) ops.lock $(ARGS)
+
+clean: ## remove .venv, caches and build output
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, by setup.py, which also notices an interrupted run and a second one beside it.
+$(READY): pyproject.toml requirements.lock ops/setup.py
+	@for python in $(PYTHONS); do \
+	    if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        exec $$python ops/setup.py $(VENV); \
+	    fi; \
+	done; \
+	echo "setup: no Python >= 3.11 with venv among: $(PYTHONS) (Debian: apt install python3-venv; or make PYTHON=...)" >&2; \
+	exit 1
