@@ -1,0 +1,60 @@
+"""Linear: y = x W^T + b. Owns its weight; packing lives here, and quantisation, adapters and sharding will.
+
+On a CPU the weight is packed once at load into oneDNN's layout: at one row of bf16 that reads the memory 2.4 times as
+fast as the plain product, at 64 rows 1.2 times. Packed products also give a row the same bits among 2 or 2,048 rows
+(measured for bf16 and fp32, also where the plain fp32 product differs under 8 rows); alone they may not, so the fixed
+order computes a lone row twice.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_PACK_ROWS = 64  # the width that packing is tuned for; any width works
+
+
+class Linear:
+    """A linear layer for inference.
+
+    weight [N, K], bias [N] or None, both model dtype. The weight is taken over: after packing the plain tensor is
+    released, and nothing but this object knows its layout.
+
+    Raises ValueError if `deterministic` and this dtype has no product whose rows are independent of each other here.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, deterministic: bool = False) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._bias = bias
+        self._lone_row_twice = deterministic
+        self._plain: Tensor | None = weight
+        self._packed: Tensor | None = None
+        if can_pack(weight.device, weight.dtype):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
+            self._plain = None
+        elif deterministic and weight.device.type == "cpu":
+            raise ValueError(
+                f"deterministic mode on this CPU takes bfloat16 or float32 weights that oneDNN can pack; "
+                f"got {weight.dtype}: choose another --dtype"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, K] model dtype, contiguous -> [T, N], a new tensor."""
+        if self._packed is None:
+            assert self._plain is not None
+            return F.linear(x, self._plain, self._bias)
+        if self._lone_row_twice and x.shape[0] == 1:
+            return self._product(x.expand(2, -1).contiguous())[:1]
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return out
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this dtype here."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

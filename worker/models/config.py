@@ -1,0 +1,180 @@
+"""A checkpoint's config.json as one checked, frozen value. What we can't run is refused here, by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class ModelError(Exception):
+    """The model can't be loaded: files missing, unreadable, or of an architecture not supported. One clear line."""
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: base `theta`, and how positions are stretched (type `default`, `linear` or `llama3`)."""
+
+    theta: float
+    type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_max_len: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder's shape. Lengths in tokens, sizes in elements."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_len: int
+    tied_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    windows: tuple[int | None, ...]  # a layer's sliding window, None: sees everything
+    dtype: str  # of the checkpoint: float32, float16 or bfloat16
+    eos_ids: frozenset[int]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Elements of K and V a token takes over all layers, times two bytes: for bf16 and fp16."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * 2
+
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Read config.json and generation_config.json of `directory`.
+
+    Raises ModelError if config.json is missing or unreadable, or asks for what is not supported.
+    """
+    raw = _read_json(directory / "config.json")
+    generation = directory / "generation_config.json"
+    eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
+    return parse_config(raw, eos if eos is not None else raw.get("eos_token_id"))
+
+
+def parse_config(raw: Mapping[str, Any], eos: int | list[int] | None) -> ModelConfig:
+    """config.json's mapping to a ModelConfig. Defaults are those of `transformers` for the architecture.
+
+    Raises ModelError as read_config does.
+    """
+    architecture = _architecture(raw)
+    _refuse_unsupported(raw)
+    hidden, heads, layers = (_positive(raw, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    kv_heads = raw.get("num_key_value_heads") or (8 if architecture == "MistralForCausalLM" else heads)
+    if heads % kv_heads:
+        raise ModelError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    qwen2, llama = architecture == "Qwen2ForCausalLM", architecture == "LlamaForCausalLM"
+    bias = bool(raw.get("attention_bias", False)) and architecture != "MistralForCausalLM"
+    max_len = _positive(raw, "max_position_embeddings")
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=_positive(raw, "vocab_size"),
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=raw.get("head_dim") or hidden // heads,
+        intermediate_size=_positive(raw, "intermediate_size"),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope=_rope(raw, max_len),
+        max_len=max_len,
+        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=qwen2 or bias,
+        output_bias=bias and not qwen2,
+        mlp_bias=llama and bool(raw.get("mlp_bias", False)),
+        qk_norm=architecture == "Qwen3ForCausalLM",
+        windows=_windows(raw, architecture, layers),
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
+        eos_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} is missing: a model is a directory in Hugging Face format "
+            f"(config.json, model.safetensors, tokenizer.json)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+    return raw
+
+
+def _architecture(raw: Mapping[str, Any]) -> str:
+    named = raw.get("architectures") or ["(none named)"]
+    if named[0] not in ARCHITECTURES:
+        raise ModelError(f"architecture {named[0]} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    return str(named[0])
+
+
+def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
+    if (act := raw.get("hidden_act", "silu")) != "silu":
+        raise ModelError(f"config.json: hidden_act {act!r} is not supported; expected 'silu'")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(f"config.json: quantised weights ({method}) are not supported; use the bf16 checkpoint")
+
+
+def _positive(raw: Mapping[str, Any], key: str) -> int:
+    value = raw.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"config.json: {key} must be a positive whole number, got {value!r}")
+    return value
+
+
+def _rope(raw: Mapping[str, Any], max_len: int) -> RopeConfig:
+    """`rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of before."""
+    rope = raw.get("rope_parameters") or {}
+    scaling = rope or raw.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return RopeConfig(theta)
+    if kind == "linear":
+        return RopeConfig(theta, "linear", factor=float(scaling["factor"]))
+    if kind == "llama3":
+        return RopeConfig(
+            theta,
+            "llama3",
+            factor=float(scaling["factor"]),
+            low_freq_factor=float(scaling["low_freq_factor"]),
+            high_freq_factor=float(scaling["high_freq_factor"]),
+            original_max_len=int(scaling.get("original_max_position_embeddings", max_len)),
+        )
+    raise ModelError(f"config.json: rope type {kind!r} is not supported; supported: default, linear, llama3")
+
+
+def _windows(raw: Mapping[str, Any], architecture: str, layers: int) -> tuple[int | None, ...]:
+    window = raw.get("sliding_window")
+    if architecture == "LlamaForCausalLM" or window is None:
+        return (None,) * layers
+    if architecture == "MistralForCausalLM":
+        return (int(window),) * layers
+    if not raw.get("use_sliding_window", False):
+        return (None,) * layers
+    kinds = raw.get("layer_types")
+    if kinds:
+        return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+    full = int(raw.get("max_window_layers", 28))
+    return tuple(int(window) if layer >= full else None for layer in range(layers))

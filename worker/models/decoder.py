@@ -1,0 +1,111 @@
+"""The decoder: Llama, Mistral, Qwen2 and Qwen3 differ by biases, q/k norms and windows, so one class serves them.
+
+A flat batch and the K/V pages go in, the logits of the wanted positions come out; the step's own K/V is written on
+the way. Products are Linear's, everything else the table's; no op here knows which backend runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.linear import Linear
+from kernels.prepare_batch import FlatBatch
+from kernels.table import Ops
+from worker.models.checkpoint import Checkpoint
+from worker.models.config import ModelConfig
+from worker.models.rope import cos_sin_table
+
+
+class _Layer:
+    """One decoder layer's weights: packed QKV and gate-up, output and down projections, norms."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, index: int, dtype: torch.dtype, fixed: bool) -> None:
+        prefix = f"model.layers.{index}."
+        hidden, D = config.hidden_size, config.head_dim
+        q, kv, inner = config.num_heads * D, config.num_kv_heads * D, config.intermediate_size
+
+        def linear(names: dict[str, int], inputs: int, bias: bool) -> Linear:
+            """The projections `names` (with their output sizes) side by side as one product."""
+            weight = [checkpoint.take(f"{prefix}{n}.weight", (size, inputs), dtype) for n, size in names.items()]
+            biases = [checkpoint.take(f"{prefix}{n}.bias", (size,), dtype) for n, size in names.items()] if bias else []
+            return Linear(torch.cat(weight), torch.cat(biases) if bias else None, deterministic=fixed)
+
+        def vector(name: str, size: int) -> Tensor:
+            return checkpoint.take(f"{prefix}{name}.weight", (size,), dtype)
+
+        attn, mlp = "self_attn.", "mlp."
+        self.qkv = linear({f"{attn}q_proj": q, f"{attn}k_proj": kv, f"{attn}v_proj": kv}, hidden, config.qkv_bias)
+        self.o = linear({f"{attn}o_proj": hidden}, q, config.output_bias)
+        self.gate_up = linear({f"{mlp}gate_proj": inner, f"{mlp}up_proj": inner}, hidden, config.mlp_bias)
+        self.down = linear({f"{mlp}down_proj": hidden}, inner, config.mlp_bias)
+        self.input_norm = vector("input_layernorm", hidden)
+        self.post_norm = vector("post_attention_layernorm", hidden)
+        self.q_norm = vector(f"{attn}q_norm", D) if config.qk_norm else None
+        self.k_norm = vector(f"{attn}k_norm", D) if config.qk_norm else None
+        self.window = config.windows[index]
+
+
+class Decoder:
+    """A causal language model's weights and its forward pass.
+
+    dtype is that of weights, activations and logits. `deterministic` makes a token's values independent of the batch.
+    Raises ModelError if the checkpoint lacks a tensor or has one of another shape.
+    """
+
+    def __init__(
+        self, directory: Path, config: ModelConfig, ops: Ops, dtype: torch.dtype, *, max_len: int, deterministic: bool
+    ) -> None:
+        checkpoint = Checkpoint(directory)
+        shape = (config.vocab_size, config.hidden_size)
+        self.config, self.dtype = config, dtype
+        self._ops, self._deterministic = ops, deterministic
+        self._embedding = checkpoint.take("model.embed_tokens.weight", shape, dtype)
+        self._layers = [_Layer(checkpoint, config, i, dtype, deterministic) for i in range(config.num_layers)]
+        self._norm = checkpoint.take("model.norm.weight", (config.hidden_size,), dtype)
+        tied = config.tied_embeddings or "lm_head.weight" not in checkpoint
+        head = self._embedding if tied else checkpoint.take("lm_head.weight", shape, dtype)
+        self._head = Linear(head, deterministic=deterministic)
+        self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len)
+        self._scale = config.head_dim**-0.5
+
+    def forward(self, batch: FlatBatch, kv: Tensor) -> Tensor:
+        """Logits [L, vocab] of batch.logits_index, model dtype; writes the batch's K and V.
+
+        kv [layers, pages, 2, Hkv, page_size, D] model dtype.
+        """
+        ops, eps = self._ops, self.config.rms_norm_eps
+        workspace = ops.attention_workspace(batch, kv.shape[1:], deterministic=self._deterministic)
+        residual = self._embedding[batch.input_ids]
+        x = ops.rms_norm(residual, self._layers[0].input_norm, eps)
+        for index, layer in enumerate(self._layers):
+            x = self._attention(layer, x, kv[index], batch, workspace)
+            x = ops.rms_norm(x, layer.post_norm, eps, residual=residual)
+            x = layer.down(ops.silu_mul(layer.gate_up(x)))
+            following = self._layers[index + 1].input_norm if index + 1 < len(self._layers) else self._norm
+            if index + 1 == len(self._layers):  # only the wanted rows go on to the head
+                x, residual = ops.gather_rows(x, batch.logits_index), ops.gather_rows(residual, batch.logits_index)
+            x = ops.rms_norm(x, following, eps, residual=residual)
+        return self._head(x)
+
+    def _attention(self, layer: _Layer, x: Tensor, kv: Tensor, batch: FlatBatch, workspace: object) -> Tensor:
+        """x [T, hidden], kv one layer's pages -> [T, hidden]."""
+        ops = self._ops
+        q = ops.norm_rope_write(
+            layer.qkv(x),
+            kv,
+            batch.positions,
+            batch.slot_mapping,
+            self._cos_sin,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=self.config.rms_norm_eps,
+        )
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if batch.num_decode:
+            ops.decode_attention(q, kv, batch, workspace, out, scale=self._scale, window=layer.window)
+        if batch.num_decode < len(batch.seq_lens):
+            ops.prefill_attention(q, kv, batch, workspace, out, scale=self._scale, window=layer.window)
+        return layer.o(out.flatten(1))
