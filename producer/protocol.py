@@ -1,0 +1,288 @@
+"""The queue protocol: what lies in Redis, and the jobs, events and results that travel through it.
+
+One partition of one queue lives under one hash tag, so each change of a job's state is one Lua script (scripts/*.lua,
+as typed calls in calls/) on one slot of a cluster. `T` is `{slip:<queue>:<partition>}`. A job id is
+`<partition>.<tenant>.<random>`, made by the client, so every re-send is recognised and every client finds the slot.
+
+| Key             | Type   | Holds                                  | Written by             | Expires                 |
+|-----------------|--------|----------------------------------------|------------------------|-------------------------|
+| `T:lane:<lane>` | stream | an entry per job to run, `j` = its id; | enqueue, pull, reclaim,| entry deleted at the    |
+|                 |        | group `workers`: who has which         | claim, renew, finish...| end of its job          |
+| `T:job:<id>`    | hash   | the job's state, see below             | all but pull, reclaim  | a day after its results |
+| `T:tokens:<id>` | stream | the job's events, see below            | claim, publish, finish,| `result_ttl` after the  |
+|                 |        |                                        | cancel                 | end                     |
+| `T:result:<id>` | string | the final Result                       | finish                 | `result_ttl`            |
+| `T:turns`       | hash   | lane -> its credit in weighted turns   | pull                   | an hour after last use  |
+| `T:bell`        | stream | an entry, newer at each hand-back:     | hand_back              | an hour after last use  |
+|                 |        | idle workers listen to it and lanes    |                        |                         |
+| `T:control`     | hash   | `max_depth`: jobs the queue may hold   | operators              | never                   |
+| `T:workers`     | hash   | consumer -> expiry in ms, and its info | heartbeat              | with the last worker    |
+
+`T:job:<id>` holds `state` (queued, running, or how it ended), `lane`, `entry` (its id there), `payload` (the Job, as
+wire.py has it), `digest` of that, `epoch` and `consumer` (together: the owner; no consumer: nobody), `deliveries`,
+`resolved` and `fingerprint` (what the first owner decided, for which model), `result_ttl` (ms), `queued_at`,
+`claimed_at`, `ended_at` (ms), `offset` and `ended_by` (once ended), `nonce` (of the last claim, hand-back or cancel:
+recognises a re-sent one). The end removes `payload` and `resolved`.
+
+**The event stream fences itself.** An entry's id is `<epoch>-<offset after it>`: a start `<epoch>-<n>`, tokens
+`<epoch>-<n + count>`, the end `<epoch + 1>-<n>`. Redis refuses an id that is not greater than the last, so after a
+takeover (a higher epoch) nothing of an old owner enters. An entry's one field is `s` Started, `t` Tokens or `e` Ended
+(wire.py); beside `s` stands `n`, the number of the delivery.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic_core import ErrorDetails
+
+from producer import errors
+from producer.errors import InvalidJob
+from producer.keys import JOB_ID, TENANT, Lane, new_job_id, partition_of
+
+PROTOCOL = 1
+"""Version of everything below. A reader refuses what is newer, by that reason."""
+
+FinishReason = Literal["stop", "length", "cancelled", "expired", "failed", "dead"]
+State = Literal["queued", "running", "stop", "length", "cancelled", "expired", "failed", "dead"]
+
+
+def running_hash(previous: int, token_ids: list[int] | tuple[int, ...]) -> int:
+    """The 64-bit hash of a job's tokens so far, from the hash before `token_ids` (0 at the start).
+
+    Token by token (FNV-1a), so where events were cut makes no difference; each step is a bijection, so two streams of
+    one length that differ in a single token never agree.
+    """
+    digest = previous
+    for token in token_ids:
+        digest = ((digest ^ token ^ 0xCBF29CE484222325) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return digest
+
+
+class Message(BaseModel):
+    """What all models here share: no unknown fields, no guessing of types, no NaN, no change after the making."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Input(Message):
+    """A message whose errors name one field: InvalidJob instead of pydantic's list of them."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_field(cls, data: Any, validate: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            made: Self = validate(data)
+        except ValidationError as error:
+            raise invalid(error.errors(include_url=False)[0], cls) from None
+        return made
+
+
+TokenIds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(strict=False)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class SamplingParams(Input):
+    """How to choose tokens. None is the model's own default (its generation config, else plain sampling)."""
+
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """0 is greedy."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """None: what is left of the model's length."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """None: drawn once, by the first worker."""
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    """No end of sequence, stop string or stop id counts before this many tokens."""
+    stop: Annotated[tuple[StopString, ...], Field(max_length=16, strict=False)] = ()
+    stop_token_ids: Annotated[TokenIds, Field(max_length=64)] = ()
+    ignore_eos: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidJob("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
+        return self
+
+
+class ChatMessage(Message):
+    """One message of a conversation. Which roles there are is the model's chat template's business."""
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str
+
+
+class Job(Input):
+    """One generation. Exactly one of `prompt`, `messages` (the chat template is applied) and `prompt_token_ids`.
+
+    Raises InvalidJob, which names the field.
+    """
+
+    id: str
+    """Made for you: `<partition>.<tenant>.<random>`. Submitting the same Job twice is one job."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, strict=False)] | None = None
+    prompt_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    sampling: SamplingParams = SamplingParams()
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """None: whatever the queue's workers serve. Any other than theirs fails."""
+    lane: Lane = "normal"
+    tenant: str = "default"
+    result_ttl: Annotated[float, Field(ge=1, le=30 * 86400)] = 3600.0
+    """Seconds that events and result are kept after the end."""
+    created: Annotated[float, Field(ge=0)] = Field(default_factory=time.time)
+    """Unix time at the client, for people; nothing is decided by it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _give_an_id(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise InvalidJob("job", data, "a map of fields")
+        tenant = data.get("tenant", "default")
+        if not isinstance(tenant, str) or not TENANT.fullmatch(tenant):
+            raise InvalidJob("tenant", tenant, "1 to 64 letters, digits, `_` or `-`")
+        return data if "id" in data else {**data, "id": new_job_id(tenant=tenant)}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        match = JOB_ID.fullmatch(self.id)
+        if match is None or match["tenant"] != self.tenant:
+            raise InvalidJob("id", self.id, f"<partition>.{self.tenant}.<8 to 64 random characters>")
+        given = [name for name in ("prompt", "messages", "prompt_token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            expected = "exactly one of prompt, messages and prompt_token_ids"
+            raise InvalidJob(given[1] if given else "prompt", " and ".join(given) or None, expected)
+        return self
+
+    @property
+    def partition(self) -> int:
+        """The partition of the queue that holds it: the first part of its id."""
+        return partition_of(self.id)
+
+
+class Failure(Message):
+    """Why a job has no good answer: a code for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Usage(Message):
+    """Tokens in and out; `cached_tokens` of the prompt's came from the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Timings(Message):
+    """Seconds from enqueue to the first claim, to the first token and to the end, by Redis' clock or the worker's."""
+
+    queued_s: float
+    first_token_s: float | None = None
+    total_s: float
+
+
+class Started(Message):
+    """A worker took the job: the first time, or over from another that was lost (`delivery` > 1)."""
+
+    kind: Literal["started"] = "started"
+    offset: int
+    delivery: int = 1
+    worker: str
+    model: str | None = None
+
+
+class Tokens(Message):
+    """Some tokens with their text, and `offset` of the job's tokens up to and with them."""
+
+    kind: Literal["tokens"] = "tokens"
+    offset: int
+    token_ids: tuple[int, ...] = Field(strict=False)
+    pieces: tuple[str, ...] = Field(strict=False)
+    """The text that each token completed: as many as ids, and empty where a character is not whole yet."""
+    hash: int
+    """`running_hash` of the job's tokens up to `offset`."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(self.token_ids) != len(self.pieces) or self.offset < len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} ids, {len(self.pieces)} pieces of text, offset {self.offset}")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The tokens' text."""
+        return "".join(self.pieces)
+
+    @property
+    def start(self) -> int:
+        """Tokens of the job before these."""
+        return self.offset - len(self.token_ids)
+
+    def since(self, offset: int) -> Tokens:
+        """What of this lies after `offset` of the job's tokens (which is in here)."""
+        cut = offset - self.start
+        return self.model_copy(update={"token_ids": self.token_ids[cut:], "pieces": self.pieces[cut:]})
+
+
+class Ended(Message):
+    """The job is over. Nothing follows."""
+
+    kind: Literal["ended"] = "ended"
+    offset: int
+    reason: FinishReason
+    error: Failure | None = None
+    usage: Usage | None = None
+    """None where no worker wrote the end (a cancel, an expiry)."""
+
+
+Event = Started | Tokens | Ended
+
+
+class Result(Message):
+    """The whole answer. `text` may end before `token_ids` do: a stop string's own text is not part of it."""
+
+    job_id: str
+    finish_reason: FinishReason
+    text: str
+    token_ids: tuple[int, ...] = Field(strict=False)
+    error: Failure | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether this is the answer that was asked for."""
+        return self.finish_reason in ("stop", "length")
+
+    def raise_for_failure(self) -> Result:
+        """Itself, or JobFailed, JobCancelled, JobExpired or JobDead."""
+        if self.ok:
+            return self
+        raised = {
+            "failed": errors.JobFailed,
+            "cancelled": errors.JobCancelled,
+            "expired": errors.JobExpired,
+            "dead": errors.JobDead,
+        }[self.finish_reason]
+        error = self.error
+        raise raised(self.job_id, error.code if error else None, error.message if error else None)
+
+
+def invalid(error: ErrorDetails, model: type[BaseModel]) -> InvalidJob:
+    """pydantic's finding in our words: which field, what it was, what it may be."""
+    field = ".".join(str(part) for part in error["loc"]) or model.__name__
+    if error["type"] == "extra_forbidden":
+        return InvalidJob(field, "an unknown field", f"one of {', '.join(model.model_fields)}")
+    if error["type"] == "missing":
+        return InvalidJob(field, "nothing", "a value")
+    expected = re.sub(r"^(Input should (be|have)|Value error,) ", "", error["msg"])
+    expected = re.sub(r"^(String|Tuple) should have ", "", expected)
+    return InvalidJob(field, error["input"], expected)
