@@ -40,6 +40,7 @@ bench: $(READY) ## this engine against static batches, as a table and JSON
 	@$(RUN) ops.bench $(ARGS)
 
 setup: $(READY) ## only make .venv, which every other target does by itself
+	@:
 
 lock: $(READY) ## write requirements.lock anew from pyproject.toml (ARGS=2.13.0 for another torch)
 	@$(RUN) ops.lock $(ARGS)

@@ -27,7 +27,8 @@ HEAD = """\
 def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     requirements = [*project["project"]["dependencies"], *expand(project["dependency-groups"], "dev")]
-    requirements += project["build-system"]["requires"]  # the editable install builds without a network
+    # so that the editable install needs no second download: hatchling, and what it asks for to install editable
+    requirements += [*project["build-system"]["requires"], "editables"]
     markers = {name_of(line): line.split(";", 1)[1].strip() for line in requirements if ";" in line}
     # Without the +cpu the resolution would bring in the CUDA packages; they are no business of this lock.
     versions = resolve([*(line for line in requirements if name_of(line) != "torch"), f"torch=={torch_version()}+cpu"])

@@ -104,7 +104,7 @@ def pip(directory: Path, *arguments: str, may_miss: str | None = None) -> bool:
     log = directory / "setup.log"
     lines: list[str] = []
     process = subprocess.Popen(
-        [*command, "--progress-bar=off", *arguments],
+        [*command, "--progress-bar=off", "--no-compile", *arguments],  # compiling all of torch takes half a minute
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout is not None
@@ -120,8 +120,8 @@ def pip(directory: Path, *arguments: str, may_miss: str | None = None) -> bool:
         return True
     if may_miss and any(f"No matching distribution found for {may_miss}" in line for line in lines):
         return False
-    errors = [line for line in lines if "error" in line.lower()] or lines
-    raise SetupError("pip failed: " + " | ".join(errors[-3:]) + f" (all of it: {log})")
+    errors = [line.strip() for line in lines if re.match(r"\s*(ERROR:|\w*Error:)", line)] or lines[-3:]
+    raise SetupError("pip failed: " + " | ".join(errors) + f" (all of it: {log})")
 
 
 def usable(directory: Path) -> bool:
