@@ -70,7 +70,7 @@ def pull(
     waited equally long).
     """
     recover = held is not None
-    known = tuple(f"{delivery.lane}:{delivery.entry}" for delivery in held or ())
+    known = tuple(f"{LANES.index(delivery.lane) + 1}:{delivery.entry}" for delivery in held or ())
     own = (HANDOFF, f"{HANDOFF}:{fingerprint}") if fingerprint else (HANDOFF,)
     return Call(
         script("pull"),
@@ -220,7 +220,7 @@ def hand_back(keys: Keys, consumer: str, held: Sequence[Held], fingerprint: str 
     return Call(
         script("hand_back"),
         (*keys.lanes, keys.bell, *(keys.job(item.delivery.job_id) for item in held)),
-        (GROUP, consumer, to, secrets.token_hex(8), *_held(held)),
+        (GROUP, consumer, to, *_held(held)),
         lambda answer: [bool(given) for given in answer],
     )
 
