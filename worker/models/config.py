@@ -79,7 +79,9 @@ def parse_config(raw: Mapping[str, Any], eos: int | list[int] | None) -> ModelCo
     hidden, heads, layers = (_positive(raw, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     kv_heads = raw.get("num_key_value_heads") or (8 if architecture == "MistralForCausalLM" else heads)
     if heads % kv_heads:
-        raise ModelError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        raise ModelError(
+            f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
     qwen2, llama = architecture == "Qwen2ForCausalLM", architecture == "LlamaForCausalLM"
     bias = bool(raw.get("attention_bias", False)) and architecture != "MistralForCausalLM"
     max_len = _positive(raw, "max_position_embeddings")

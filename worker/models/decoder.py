@@ -22,7 +22,9 @@ from worker.models.rope import cos_sin_table
 class _Layer:
     """One decoder layer's weights: packed QKV and gate-up, output and down projections, norms."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, index: int, dtype: torch.dtype, fixed: bool) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, index: int, dtype: torch.dtype, fixed: bool
+    ) -> None:
         prefix = f"model.layers.{index}."
         hidden, D = config.hidden_size, config.head_dim
         q, kv, inner = config.num_heads * D, config.num_kv_heads * D, config.intermediate_size

@@ -1,0 +1,27 @@
+"""Continuous batching over paged K/V: token ids in, token ids out. No Redis and no text in here.
+
+engine.py     Engine: add, cancel, step, generate; what a step does, from top to bottom
+config.py     EngineConfig: everything that can be set, checked in one place
+sequence.py   SequenceParams, Sequence: one job's tokens while it is here
+scheduler.py  which sequences run in a step and how many tokens of each; admit and preempt
+pages.py      PagePool: pages of K/V memory, counted references
+rows.py       RowTable: the state of every seat of the batch, as tensors
+memory.py     how much memory the pool may take
+process.py    the engine behind two pipes, for a process of its own
+"""
+
+from worker.engine.config import ConfigError, EngineConfig
+from worker.engine.engine import Completion, Emission, Engine, StepOutput
+from worker.engine.sequence import FinishReason, SequenceParams, Unservable
+
+__all__ = [
+    "Completion",
+    "ConfigError",
+    "Emission",
+    "Engine",
+    "EngineConfig",
+    "FinishReason",
+    "SequenceParams",
+    "StepOutput",
+    "Unservable",
+]

@@ -1,0 +1,75 @@
+"""Everything about the engine that can be set, as one frozen value checked in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from kernels.paged_attention import KEY_BLOCK
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+PAGE_SIZES = (16, 32, 64, 128)
+
+
+class ConfigError(Exception):
+    """A setting is out of range or does not fit this machine: which, got against expected, what to do."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of one engine.
+
+    max_rows       seats in the batch: sequences decoded at once
+    token_budget   most tokens in a step, prompt chunks and decodes together; bounds how long a long prompt can hold
+                   its neighbours up
+    page_size      tokens a page: 16, 32, 64 or 128
+    num_pages      pages in the pool; None: what rows times max_len need, at most a quarter of the free memory
+    max_len        longest sequence, prompt and output, in tokens; None: the model's
+    watermark      share of the pool that admitting a sequence leaves free, so that running ones can grow
+    dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
+                   bfloat16, float16, float32
+    deterministic  a token's values do not depend on what else is in the batch
+    threads        of the CPU that a step may use; None: all cores this process may run on
+    """
+
+    max_rows: int = 64
+    token_budget: int = 512
+    page_size: int = 32
+    num_pages: int | None = None
+    max_len: int | None = None
+    watermark: float = 0.02
+    dtype: str = "auto"
+    deterministic: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        self._expect(self.max_rows >= 1, "max_rows", self.max_rows, "at least 1")
+        self._expect(
+            self.token_budget >= self.max_rows,
+            "token_budget",
+            self.token_budget,
+            f"at least max_rows ({self.max_rows}), so that every running sequence can decode in each step",
+        )
+        self._expect(self.page_size in PAGE_SIZES, "page_size", self.page_size, f"one of {PAGE_SIZES}")
+        self._expect(
+            not self.deterministic or KEY_BLOCK % self.page_size == 0,
+            "page_size",
+            self.page_size,
+            f"a divisor of {KEY_BLOCK} in deterministic mode",
+        )
+        self._expect(self.num_pages is None or self.num_pages >= 1, "num_pages", self.num_pages, "at least 1")
+        self._expect(self.max_len is None or self.max_len >= 2, "max_len", self.max_len, "at least 2")
+        self._expect(0.0 <= self.watermark < 1.0, "watermark", self.watermark, "in [0, 1)")
+        self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._expect(
+            self.threads is None or 1 <= self.threads <= cores,
+            "threads",
+            self.threads,
+            f"between 1 and the {cores} cores this process may run on",
+        )
+
+    @staticmethod
+    def _expect(fine: bool, name: str, got: object, expected: str) -> None:
+        if not fine:
+            raise ConfigError(f"{name} must be {expected}; got {got!r}")

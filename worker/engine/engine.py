@@ -1,0 +1,290 @@
+"""Engine: sequences in, tokens out, one step at a time.
+
+A step's life: the scheduler plans it (scheduler.py), rows become the flat batch (rows.py), the decoder gives the
+logits of those that have caught up (worker/models/decoder.py), sampling gives each its next token (kernels/sample.py),
+and what ended leaves its row.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence as Items
+from dataclasses import dataclass, field
+from itertools import count, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels.linear import can_pack
+from kernels.table import Backend, ops_for
+from worker.engine.config import ConfigError, EngineConfig
+from worker.engine.memory import free_bytes
+from worker.engine.pages import PagePool
+from worker.engine.rows import RowTable
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import FinishReason, Sequence, SequenceParams, Unservable
+from worker.models.checkpoint import locate
+from worker.models.config import ModelConfig, read_config
+from worker.models.decoder import Decoder
+
+_POOL_SHARE = 0.25  # of the free memory, for the default pool
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """What a step gave a sequence: one token, and why it ended if it did. A failed one has an error and no token."""
+
+    id: int
+    token_ids: list[int]
+    reason: FinishReason | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """A step's emissions, and how full the batch was: rows that took part, tokens computed, sequences preempted."""
+
+    emissions: list[Emission]
+    rows: int
+    tokens: int
+    preempted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished sequence of `generate`."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason
+    error: str | None = None
+
+
+@dataclass
+class EngineStats:
+    """Counters since the start."""
+
+    steps: int = 0
+    row_steps: int = 0  # rows that took part, summed over steps: row_steps / steps is the mean width
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    busy_seconds: float = field(default=0.0)
+
+
+class Engine:
+    """Continuous batching of one model. Not thread-safe: one loop owns it."""
+
+    def __init__(
+        self, model: ModelConfig, decoder: Decoder, config: EngineConfig, num_pages: int, max_len: int
+    ) -> None:
+        """Use from_pretrained. num_pages and max_len (tokens) are resolved."""
+        self.model, self.config, self.max_len = model, config, max_len
+        self.stats = EngineStats()
+        ops = ops_for(Backend.TORCH)
+        self._decoder = decoder
+        self._pool = PagePool(num_pages, config.page_size)
+        self._scheduler = Scheduler(config, self._pool)
+        self._rows = RowTable(ops, config.max_rows, max_len, config.page_size)
+        page = (2, model.num_kv_heads, config.page_size, model.head_dim)
+        self._kv = torch.zeros(model.num_layers, num_pages, *page, dtype=decoder.dtype)
+        self._sequences: dict[int, Sequence] = {}
+        self._arrivals = count()
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | os.PathLike[str], config: EngineConfig | None = None, **settings: Any
+    ) -> Engine:
+        """An engine for a directory in Hugging Face format or a hub id; settings are EngineConfig's fields.
+
+        Raises ModelError (files, architecture), ConfigError (a setting, or too little memory).
+        """
+        config = config or EngineConfig(**settings)
+        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        directory = locate(os.fspath(model))
+        shape = read_config(directory)
+        dtype = _dtype(config.dtype, shape.dtype)
+        max_len = _max_len(config, shape)
+        num_pages = config.num_pages or _default_pages(config, shape, dtype, max_len)
+        max_len = min(max_len, num_pages * config.page_size)
+        with torch.inference_mode():
+            ops = ops_for(Backend.TORCH)
+            decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
+            return cls(shape, decoder, config, num_pages, max_len)
+
+    def add(
+        self,
+        id: int,
+        prompt: Items[int],
+        params: SequenceParams,
+        *,
+        output: Items[int] = (),
+        priority: int = 0,
+    ) -> None:
+        """Queue a sequence; `output` are tokens it already has, from an earlier owner. A lower priority runs first.
+
+        Raises Unservable if it can never run here; nothing is queued then.
+        """
+        assert id not in self._sequences, f"sequence {id} is here already"
+        self._refuse(prompt, params, output)
+        sequence = Sequence(id, prompt, params, priority, next(self._arrivals), list(output))
+        self._sequences[id] = sequence
+        self._scheduler.add(sequence)
+
+    def cancel(self, id: int) -> None:
+        """Forget a sequence; its row and pages are free at once. Unknown ids are fine: it may just have ended."""
+        sequence = self._sequences.pop(id, None)
+        if sequence is not None:
+            self._scheduler.finish(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._sequences)
+
+    @property
+    def num_running(self) -> int:
+        """Rows in use."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a row."""
+        return self._scheduler.num_waiting
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that can be taken."""
+        return self._pool.num_free
+
+    @torch.inference_mode()
+    def step(self) -> StepOutput:
+        """Run one step over the batch. Emissions come in no particular order."""
+        began = time.perf_counter()
+        plan = self._scheduler.plan()
+        for sequence in plan.admitted:
+            self._rows.admit(sequence)
+        caught_up = [s for s, tokens in plan.tokens.items() if tokens == s.remaining]
+        batch = self._rows.batch(plan, caught_up)
+        logits = self._decoder.forward(batch, self._kv)
+        for sequence, tokens in plan.tokens.items():
+            sequence.computed += tokens
+        emissions = self._sample(logits, caught_up) if caught_up else []
+        self._count(plan.tokens, len(emissions), began)
+        return StepOutput(emissions, len(plan.tokens), batch.num_tokens, len(plan.preempted))
+
+    def generate(self, prompts: Items[Items[int]], params: SequenceParams | Items[SequenceParams]) -> list[Completion]:
+        """Run all prompts to their ends, offline; completions in the order of the prompts.
+
+        Raises Unservable before anything runs if one of them can't.
+        """
+        each = list(repeat(params, len(prompts)) if isinstance(params, SequenceParams) else params)
+        if len(each) != len(prompts):
+            raise ValueError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(each)}")
+        for prompt, own in zip(prompts, each, strict=True):
+            self._refuse(prompt, own, ())
+        tokens: list[list[int]] = [[] for _ in prompts]
+        ended: dict[int, Emission] = {}
+        for id, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+            self.add(id, prompt, own)
+        for emission in self._run_all():
+            tokens[emission.id] += emission.token_ids
+            if emission.reason is not None:
+                ended[emission.id] = emission
+        return [Completion(t, ended[i].reason or FinishReason.FAILED, ended[i].error) for i, t in enumerate(tokens)]
+
+    def check(self) -> None:
+        """Assert that rows and pages add up."""
+        self._scheduler.check()
+        assert len(self._sequences) == self.num_running + self.num_waiting, "a sequence is lost"
+
+    def _run_all(self) -> Iterator[Emission]:
+        while self.has_work:
+            yield from self.step().emissions
+
+    def _sample(self, logits: torch.Tensor, sampled: list[Sequence]) -> list[Emission]:
+        """Give each of `sampled` its next token and let go of those that end."""
+        ids = self._rows.sample(logits, sampled, exact_noise=self.config.deterministic)
+        sound = torch.isfinite(logits.gather(1, ids.unsqueeze(1)).squeeze(1))
+        return [
+            self._advance(sequence, token, ok)
+            for sequence, token, ok in zip(sampled, ids.tolist(), sound.tolist(), strict=True)
+        ]
+
+    def _advance(self, sequence: Sequence, token: int, sound: bool) -> Emission:
+        if not sound:
+            self.cancel(sequence.id)
+            error = f"the model gave no finite logit for output token {len(sequence.output)}"
+            return Emission(sequence.id, [], FinishReason.FAILED, error)
+        sequence.output.append(token)
+        self._rows.append(sequence)
+        reason = _end(sequence, token)
+        if reason is not None:
+            self.cancel(sequence.id)
+        return Emission(sequence.id, [token], reason)
+
+    def _refuse(self, prompt: Items[int], params: SequenceParams, output: Items[int]) -> None:
+        """Raise Unservable for what can never run here."""
+        if not prompt:
+            raise Unservable("prompt", "is empty; give at least one token")
+        bad = next((t for t in (*prompt, *output) if not 0 <= t < self.model.vocab_size), None)
+        if bad is not None:
+            raise Unservable(
+                "prompt_token_ids", f"token id {bad} is outside the vocabulary (0 to {self.model.vocab_size - 1})"
+            )
+        if params.max_tokens < 1:
+            raise Unservable("max_tokens", f"must be at least 1; got {params.max_tokens}")
+        if len(output) >= params.max_tokens:
+            raise Unservable("max_tokens", f"{len(output)} output tokens are there already of {params.max_tokens}")
+        if len(prompt) + params.max_tokens > self.max_len:
+            raise Unservable(
+                "max_tokens",
+                f"prompt ({len(prompt)}) and max_tokens ({params.max_tokens}) are {len(prompt) + params.max_tokens} tokens; "
+                f"this worker takes {self.max_len} (the model's length or its page pool, whichever is less)",
+            )
+
+    def _count(self, tokens: dict[Sequence, int], generated: int, began: float) -> None:
+        stats = self.stats
+        stats.steps += 1
+        stats.row_steps += len(tokens)
+        stats.computed_tokens += sum(tokens.values())
+        stats.generated_tokens += generated
+        stats.preemptions = self._scheduler.preemptions
+        stats.busy_seconds += time.perf_counter() - began
+
+
+def _end(sequence: Sequence, token: int) -> FinishReason | None:
+    if token in sequence.params.stop_ids and len(sequence.output) > sequence.params.min_tokens:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(sequence.output) >= sequence.params.max_tokens else None
+
+
+def _dtype(asked: str, checkpoint: str) -> torch.dtype:
+    """The dtype to compute in: the one asked for, or the checkpoint's where this CPU is good at it."""
+    name = asked if asked != "auto" else checkpoint
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"config.json names dtype {name!r}; give --dtype bfloat16 or float32")
+    if asked == "auto" and dtype != torch.float32 and not can_pack(torch.device("cpu"), dtype):
+        return torch.float32
+    return dtype
+
+
+def _max_len(config: EngineConfig, model: ModelConfig) -> int:
+    if config.max_len is not None and config.max_len > model.max_len:
+        raise ConfigError(f"max_len must be at most the model's {model.max_len}; got {config.max_len}")
+    return config.max_len or model.max_len
+
+
+def _default_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max_len: int) -> int:
+    """Pages for all rows at full length, or what a quarter of the free memory holds."""
+    page_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * config.page_size * dtype.itemsize
+    free = free_bytes()
+    affordable = int(free * _POOL_SHARE) // page_bytes
+    if affordable < 1:
+        raise ConfigError(
+            f"not enough memory for a page pool: one page takes {page_bytes:,} bytes, and a quarter of the "
+            f"{free:,} free bytes is all it may take; free memory or give num_pages"
+        )
+    return min(config.max_rows * -(-max_len // config.page_size), affordable)

@@ -1,0 +1,143 @@
+"""Which sequences run in the next step, and how many tokens of each.
+
+There are no phases: a sequence's `computed` chases its `num_tokens`. Running sequences come first, those that decode
+before those still in their prompt, so decoding never starves; then, within `token_budget`, new ones are admitted.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from worker.engine.config import EngineConfig
+from worker.engine.pages import PagePool
+from worker.engine.sequence import Sequence, State
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step: how many tokens of each sequence, those with one token first; who was admitted and who preempted."""
+
+    tokens: dict[Sequence, int]
+    admitted: list[Sequence]
+    preempted: list[Sequence]
+
+    @property
+    def num_decode(self) -> int:
+        """Sequences in front that add one token."""
+        return sum(1 for count in self.tokens.values() if count == 1)
+
+
+class Scheduler:
+    """Owns the queue of waiting sequences, the running ones, the free rows and the pages."""
+
+    def __init__(self, config: EngineConfig, pool: PagePool) -> None:
+        self.pool = pool
+        self.running: list[Sequence] = []
+        self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap by rank
+        self._free_rows = list(range(config.max_rows - 1, -1, -1))
+        self._token_budget = config.token_budget
+        self._max_rows = config.max_rows
+        self._watermark = int(config.watermark * pool.num_pages)
+        self.preemptions = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a row."""
+        return len(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence by its rank. It must fit the pool when alone: the engine has checked."""
+        sequence.state = State.WAITING
+        heapq.heappush(self._waiting, (sequence.rank, sequence))
+
+    def finish(self, sequence: Sequence) -> None:
+        """End a sequence, running or waiting; its row and pages are free at once."""
+        if sequence.state is State.RUNNING:
+            self._leave_row(sequence)
+        elif sequence.state is State.WAITING:
+            self._waiting = [item for item in self._waiting if item[1] is not sequence]
+            heapq.heapify(self._waiting)
+        sequence.state = State.FINISHED
+
+    def plan(self) -> Plan:
+        """The next step. Pages for its tokens are taken; `computed` is the engine's to advance."""
+        tokens: dict[Sequence, int] = {}
+        preempted: list[Sequence] = []
+        budget = self._token_budget
+        for sequence in sorted(self.running, key=lambda s: s.remaining > 1):  # stable: decodes first
+            if sequence.state is not State.RUNNING or budget == 0:
+                continue
+            count = min(sequence.remaining, budget)
+            if self._grow(sequence, count, preempted):
+                tokens[sequence] = count
+                budget -= count
+            for victim in preempted:
+                budget += tokens.pop(victim, 0)
+        admitted = [] if preempted else self._admit(tokens, budget)
+        ordered = dict(sorted(tokens.items(), key=lambda item: item[1] > 1))
+        return Plan(ordered, admitted, preempted)
+
+    def _grow(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
+        """Give `sequence` pages for `count` more tokens, taking them from lesser ones; False if it had to go itself."""
+        missing = self.pool.pages_for(sequence.computed + count) - len(sequence.pages)
+        while missing > self.pool.num_free:
+            victim = max(self.running, key=lambda s: s.rank)
+            self._preempt(victim)
+            preempted.append(victim)
+            if victim is sequence:
+                return False
+        if missing > 0:
+            sequence.pages += self.pool.take(missing)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Free its row and pages but keep its tokens: they are computed again when it is admitted again."""
+        self._leave_row(sequence)
+        sequence.computed = 0
+        self.preemptions += 1
+        self.add(sequence)
+
+    def _admit(self, tokens: dict[Sequence, int], budget: int) -> list[Sequence]:
+        """Give rows to waiting sequences, by rank, while rows, pages and budget last; all pages of the prompt at once.
+
+        None is passed over: a long one at the head waits for room and is not starved by short ones behind it. The
+        watermark stays free, except for the only sequence there is.
+        """
+        admitted: list[Sequence] = []
+        while self._waiting and self._free_rows and budget > 0:
+            sequence = self._waiting[0][1]
+            pages = self.pool.pages_for(sequence.num_tokens)
+            spare = self._watermark if self.running else 0
+            if pages + spare > self.pool.num_free:
+                break
+            heapq.heappop(self._waiting)
+            sequence.pages = self.pool.take(pages)
+            sequence.row = self._free_rows.pop()
+            sequence.state = State.RUNNING
+            self.running.append(sequence)
+            admitted.append(sequence)
+            tokens[sequence] = min(sequence.remaining, budget)
+            budget -= tokens[sequence]
+        return admitted
+
+    def _leave_row(self, sequence: Sequence) -> None:
+        assert sequence.row is not None
+        self.running.remove(sequence)
+        self._free_rows.append(sequence.row)
+        self.pool.release(reversed(sequence.pages))
+        sequence.row, sequence.pages = None, []
+
+    def check(self) -> None:
+        """Assert that rows and pages add up. Cheap enough for every step of a test and for an idle worker."""
+        self.pool.check(s.pages for s in self.running)
+        rows = [s.row for s in self.running]
+        assert sorted([*rows, *self._free_rows]) == list(range(self._max_rows)), "a row is lost or held twice"
+        for sequence in self.running:
+            assert sequence.state is State.RUNNING
+            assert sequence.computed <= len(sequence.pages) * self.pool.page_size, "tokens computed without a page"
+        for _, sequence in self._waiting:
+            assert sequence.state is State.WAITING
+            assert sequence.row is None
+            assert not sequence.pages
+            assert sequence.computed == 0
