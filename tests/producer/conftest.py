@@ -1,0 +1,141 @@
+"""A queue partition to work on, on fakeredis and on a real Redis, and a worker played by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import fakeredis
+import pytest
+import redis
+
+from producer import calls, wire
+from producer.calls import Claim, Delivery, Held, Publication, PublishReply
+from producer.keys import Keys
+from producer.protocol import FinishReason, Job, Result, running_hash
+
+T = TypeVar("T")
+STARTED = wire.encode_started("a test")
+
+
+class Desk:
+    """One partition, and what workers and producers do to it, a line each."""
+
+    def __init__(self, connection: redis.Redis, keys: Keys) -> None:
+        self.redis, self.keys = connection, keys
+
+    def run(self, call: calls.Call[T]) -> T:
+        return calls.run(self.redis, call)
+
+    def submit(self, **fields: Any) -> str:
+        return self.run(calls.enqueue(self.keys, Job(**{"prompt": "hello", **fields}))).job_id
+
+    def pull(self, consumer: str, room: int = 1, **more: Any) -> list[Delivery]:
+        return self.run(calls.pull(self.keys, consumer, room, **more)).deliveries
+
+    def claim(self, delivery: Delivery, consumer: str) -> Claim:
+        return self.run(calls.claim(self.keys, delivery, consumer, STARTED))
+
+    def take(self, consumer: str) -> Claim:
+        """Pull one and claim it."""
+        (delivery,) = self.pull(consumer)
+        return self.claim(delivery, consumer)
+
+    def reclaim(self, consumer: str, lease_ms: int = 0, count: int = 10) -> list[Delivery]:
+        return self.run(calls.reclaim(self.keys, consumer, lease_ms, calls.ReclaimCursor(), count)).deliveries
+
+    def take_over(self, consumer: str) -> Claim:
+        """Reclaim one whose lease counts as over, and claim it."""
+        (delivery,) = self.reclaim(consumer)
+        return self.claim(delivery, consumer)
+
+    def publish(self, claim: Claim, consumer: str, start: int, token_ids: Sequence[int]) -> PublishReply:
+        (reply,) = self.run(calls.publish(self.keys, consumer, [publication(claim, start, token_ids)]))
+        return reply
+
+    def finish(
+        self, claim: Claim, consumer: str, start: int, token_ids: Sequence[int] = (), reason: FinishReason = "stop"
+    ) -> PublishReply:
+        return self.run(finish_call(self.keys, claim, consumer, start, token_ids, reason))
+
+    def renew(self, consumer: str, *claims: Claim) -> list[bool]:
+        return self.run(calls.renew(self.keys, consumer, [Held(claim.delivery, claim.epoch) for claim in claims]))
+
+    def hand_back(self, consumer: str, *claims: Claim, **more: Any) -> list[bool]:
+        held = [Held(claim.delivery, claim.epoch) for claim in claims]
+        return self.run(calls.hand_back(self.keys, consumer, held, **more))
+
+    def status(self, job_id: str) -> calls.JobStatus:
+        status = self.run(calls.status(self.keys, job_id))
+        assert status is not None
+        return status
+
+    def events(self, job_id: str) -> list[Any]:
+        return [wire.decode_event(*entry) for entry in self.redis.xrange(self.keys.tokens(job_id))]
+
+    def token_ids(self, job_id: str) -> list[int]:
+        return [token for event in self.events(job_id) if event.kind == "tokens" for token in event.token_ids]
+
+    def pending(self) -> int:
+        return sum(self.redis.xpending(lane, "workers")["pending"] for lane in self.keys.lanes)
+
+
+def blob(token_ids: Sequence[int], before: Sequence[int] = ()) -> bytes:
+    """Tokens as a worker encodes them; each one's text is its number and a space."""
+    return wire.encode_tokens(
+        list(token_ids), [f"{token} " for token in token_ids], running_hash(0, [*before, *token_ids])
+    )
+
+
+def publication(claim: Claim, start: int, token_ids: Sequence[int]) -> Publication:
+    job_id = claim.delivery.job_id
+    return Publication(job_id, claim.epoch, start, len(token_ids), blob(token_ids) if token_ids else None)
+
+
+def finish_call(
+    keys: Keys,
+    claim: Claim,
+    consumer: str,
+    start: int,
+    token_ids: Sequence[int] = (),
+    reason: FinishReason = "stop",
+) -> calls.Call[PublishReply]:
+    result = Result(job_id=claim.delivery.job_id, finish_reason=reason, text="done", token_ids=tuple(token_ids))
+    return calls.finish(
+        keys,
+        claim.delivery,
+        consumer,
+        claim.epoch,
+        start=start,
+        count=len(token_ids),
+        tokens=blob(token_ids) if token_ids else None,
+        ended=wire.encode_ended(reason),
+        result=wire.encode_result(result),
+        reason=reason,
+    )
+
+
+@pytest.fixture(params=["fakeredis", "redis"])
+def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """An empty partition, once on fakeredis and once on a real Redis."""
+    if request.param == "redis":
+        yield Desk(request.getfixturevalue("redis_client"), Keys("test"))
+    else:
+        with fakeredis.FakeRedis(server=fakeredis.FakeServer()) as connection:
+            yield Desk(connection, Keys("test"))
+
+
+@pytest.fixture
+def real_desk(redis_client: redis.Redis) -> Desk:
+    """An empty partition on a real Redis, for what fakeredis does not do."""
+    return Desk(redis_client, Keys("test"))
+
+
+@pytest.fixture
+def make_publication() -> Callable[..., Publication]:
+    return publication
+
+
+@pytest.fixture
+def make_finish() -> Callable[..., calls.Call[PublishReply]]:
+    return finish_call
