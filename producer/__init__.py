@@ -1,9 +1,57 @@
 """What other services import to push generation jobs and read their tokens. No torch in here.
 
-errors.py      everything that is raised
-keys.py        the names of keys and jobs
+client.py      Producer and AsyncProducer: submit, stream, result, cancel, status
+cli.py         the command line, `slipstream`
 protocol.py    what lies in Redis (the table); Job, SamplingParams, events, Result
-wire.py        those as bytes
-scripts/       the Lua scripts: each change of a job's state
-calls/         the scripts as typed calls, for both sides
+errors.py      everything that is raised, as one tree
+keys.py        the names of keys and jobs
+wire.py        jobs, events and results as bytes
+submission.py  from what a caller says to the Job that is sent
+follow.py      following a job's events to their end, without sockets
+connection.py  connections to Redis, and its refusals in one sentence
+calls/         the scripts as typed calls, for producers and workers alike
+scripts/       the Lua scripts: each is one change of a job's state
 """
+
+from producer.client import AsyncProducer, Producer
+from producer.errors import (
+    IdempotencyConflict,
+    InvalidJob,
+    JobCancelled,
+    JobDead,
+    JobEnded,
+    JobExpired,
+    JobFailed,
+    JobUnknown,
+    QueueFull,
+    RedisUnavailable,
+    ResultExpired,
+    ResultTimeout,
+    SlipstreamError,
+)
+from producer.protocol import Ended, Event, Job, Result, SamplingParams, Started, Tokens
+
+__all__ = [
+    "AsyncProducer",
+    "Ended",
+    "Event",
+    "IdempotencyConflict",
+    "InvalidJob",
+    "Job",
+    "JobCancelled",
+    "JobDead",
+    "JobEnded",
+    "JobExpired",
+    "JobFailed",
+    "JobUnknown",
+    "Producer",
+    "QueueFull",
+    "RedisUnavailable",
+    "Result",
+    "ResultExpired",
+    "ResultTimeout",
+    "SamplingParams",
+    "SlipstreamError",
+    "Started",
+    "Tokens",
+]

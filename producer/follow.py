@@ -1,0 +1,189 @@
+"""Following a job's events to their end, and waiting for its result: what to read next, what to make of the answer.
+
+Knows no sockets. A flow is a generator: it yields a Step, is sent the answer (or thrown the RedisError), and returns
+its result; Producer and AsyncProducer only differ in how they carry a step out.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+
+from producer import calls, wire
+from producer.connection import BLOCK_S
+from producer.errors import JobUnknown, ResultExpired, ResultTimeout, Undecodable
+from producer.keys import Keys
+from producer.protocol import Ended, Event, Result, Started, Tokens
+
+T = TypeVar("T")
+Entry = tuple[bytes, Mapping[bytes, bytes]]
+
+PATIENCE_S = 60.0
+"""How long a reader keeps coming back to a Redis that is gone before it gives up."""
+READ_COUNT = 1000
+"""Entries a read takes at most, so that a reader far behind does not swallow a long job in one reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """GET: the string at `key`, or None."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """XREAD of one stream after an entry, blocking up to `block_ms` on the reader's own connection: the entries."""
+
+    key: str
+    after: str
+    block_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait, and forget the reader's connection."""
+
+    seconds: float
+
+
+Step = calls.Call[Any] | Get | Read | Pause
+Flow = Generator[Step, Any, T]
+
+
+class EventCursor:
+    """A place in a job's events. Turns entries into events that continue there: each token once, in order.
+
+    `from_offset` may lie inside an event, which is cut. What a replaced stream repeats is dropped; tokens that are
+    missing raise Undecodable.
+    """
+
+    def __init__(self, from_offset: int = 0) -> None:
+        self.offset = from_offset
+        self.last_entry = "0-0"
+        self.ended = False
+
+    def events(self, entries: Iterable[Entry]) -> list[Event]:
+        """What is new in `entries`, which follow `last_entry`."""
+        new = [self._next(entry, fields) for entry, fields in entries]
+        return [event for event in new if event is not None]
+
+    def _next(self, entry: bytes, fields: Mapping[bytes, bytes]) -> Event | None:
+        event = wire.decode_event(entry, fields)
+        self.last_entry = entry.decode()
+        match event:
+            case Started():
+                return event if event.offset >= self.offset else None
+            case Ended():
+                self.ended = True
+                return event
+            case Tokens():
+                if event.start > self.offset:
+                    raise Undecodable("event stream", f"the tokens from {self.offset} to {event.start} are missing")
+                if event.offset <= self.offset:
+                    return None
+                rest = event.since(self.offset)
+                self.offset = event.offset
+                return rest
+
+
+class Following:
+    """One reader's way through a job's events, across lost connections.
+
+    Raises JobUnknown, ResultExpired, ResultTimeout after `timeout_s` (None: never), and the RedisError once Redis was
+    away for PATIENCE_S.
+    """
+
+    def __init__(self, keys: Keys, job_id: str, from_offset: int = 0, timeout_s: float | None = None) -> None:
+        self._keys, self._job_id, self._timeout_s = keys, job_id, timeout_s
+        self._cursor = EventCursor(from_offset)
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._lost_at: float | None = None
+        self._losses = 0
+        self._looked = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job's end was read."""
+        return self._cursor.ended
+
+    @property
+    def offset(self) -> int:
+        """Tokens read so far: where another reader would go on."""
+        return self._cursor.offset
+
+    def more(self) -> Flow[list[Event]]:
+        """The next events. May be none: ask again until `ended`."""
+        try:
+            if not self._looked:
+                yield from self._look()
+            block_s = BLOCK_S if self._deadline is None else min(BLOCK_S, self._deadline - time.monotonic())
+            if block_s <= 0:
+                raise ResultTimeout(self._job_id, self._timeout_s or 0)
+            block_ms = max(1, round(block_s * 1000))
+            entries = yield Read(self._keys.tokens(self._job_id), self._cursor.last_entry, block_ms)
+            self._lost_at, self._losses = None, 0
+            if not entries:
+                yield from self._look()
+        except (AuthenticationError, NoPermissionError):
+            raise
+        except RedisError as error:
+            yield Pause(self._patience(error))
+            return []
+        return self._cursor.events(entries)
+
+    def _look(self) -> Flow[None]:
+        """Silence may mean that there is nothing to wait for."""
+        status: calls.JobStatus | None = yield calls.status(self._keys, self._job_id)
+        if status is None:
+            raise JobUnknown(self._job_id)
+        if status.ended and not status.readable:
+            raise ResultExpired(self._job_id, status.state)
+        self._looked = True
+
+    def _patience(self, error: RedisError) -> float:
+        """Seconds to wait before the next try. Raises `error` at the first contact, and when patience is over."""
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        if not self._looked or now - self._lost_at > PATIENCE_S:
+            raise error
+        self._losses += 1
+        return min(2.0, 0.05 * 2.0**self._losses) * random.uniform(0.5, 1)
+
+
+def result_of(keys: Keys, job_id: str, timeout_s: float | None) -> Flow[Result]:
+    """The result, as soon as there is one. A job that was ended from outside has none stored: its events tell it."""
+    stored = Get(keys.result(job_id))
+    blob = yield stored
+    if blob is not None:
+        return wire.decode_result(blob, job_id)
+    events = yield from _to_the_end(Following(keys, job_id, timeout_s=timeout_s))
+    blob = yield stored
+    return wire.decode_result(blob, job_id) if blob is not None else _told(job_id, events)
+
+
+def _to_the_end(following: Following) -> Flow[list[Event]]:
+    events: list[Event] = []
+    while not following.ended:
+        events += yield from following.more()
+    return events
+
+
+def _told(job_id: str, events: list[Event]) -> Result:
+    """The result that a whole list of events amounts to."""
+    tokens = [event for event in events if isinstance(event, Tokens)]
+    ended = events[-1]
+    assert isinstance(ended, Ended), "a following ends with the end"
+    return Result(
+        job_id=job_id,
+        finish_reason=ended.reason,
+        text="".join(event.text for event in tokens),
+        token_ids=tuple(token for event in tokens for token in event.token_ids),
+        error=ended.error,
+        usage=ended.usage,
+    )

@@ -1,0 +1,83 @@
+"""From what a caller says to the Job that is sent, and from many answers to one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypedDict
+
+from producer.calls import Enqueued
+from producer.errors import InvalidJob, QueueFull, SlipstreamError
+from producer.keys import TENANT, Keys, Lane, new_job_id, partition_of
+from producer.protocol import Job, SamplingParams
+
+CHUNK = 500
+"""Jobs that submit_many sends in one round trip."""
+
+
+class JobFields(TypedDict, total=False):
+    """What submit takes: the fields of Job, and those of SamplingParams beside them."""
+
+    id: str
+    prompt: str
+    messages: Sequence[dict[str, str]]
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams
+    model: str
+    lane: Lane
+    tenant: str
+    result_ttl: float
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    max_tokens: int
+    seed: int
+    min_tokens: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+
+
+def make_job(job: Job | None, fields: dict[str, Any], partitions: int) -> Job:
+    """The job as given, or one made of `fields`, in a partition drawn at random. Raises InvalidJob."""
+    if job is not None:
+        if fields:
+            raise InvalidJob(next(iter(fields)), "a field beside a whole Job", "one or the other")
+        return job
+    sampling = {name: fields.pop(name) for name in list(fields) if name in SamplingParams.model_fields}
+    if sampling:
+        if "sampling" in fields:
+            raise InvalidJob(next(iter(sampling)), "a field beside sampling=", "one or the other")
+        fields["sampling"] = SamplingParams(**sampling)
+    tenant = fields.get("tenant", "default")
+    if partitions > 1 and isinstance(tenant, str) and TENANT.fullmatch(tenant):
+        fields.setdefault("id", new_job_id(random.randrange(partitions), tenant))
+    return Job(**fields)
+
+
+def keys_of(queue: str, partitions: int, job: Job | str) -> Keys:
+    """The keys of the partition a job lives in. Raises InvalidJob if the queue has no such partition."""
+    job_id = job if isinstance(job, str) else job.id
+    if partition_of(job_id) >= partitions:
+        raise InvalidJob("id", job_id, f"a partition below {partitions}: the queue has no more")
+    return Keys.of(queue, job_id)
+
+
+def chunks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """`jobs`, CHUNK at a time."""
+    rest = iter(jobs)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
+
+
+def all_accepted(answers: Sequence[Enqueued | SlipstreamError], before: Sequence[str]) -> list[str]:
+    """The ids, if every job was accepted; else the first refusal, which a QueueFull tells with all ids accepted."""
+    ids = [*before, *(answer.job_id for answer in answers if isinstance(answer, Enqueued))]
+    for answer in answers:
+        if isinstance(answer, QueueFull):
+            raise QueueFull(answer.depth, answer.limit, answer.retry_after, tuple(ids))
+        if isinstance(answer, SlipstreamError):
+            raise answer
+    return ids
