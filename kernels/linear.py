@@ -55,6 +55,6 @@ class Linear:
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN packs weights of this dtype here."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence as Items
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from itertools import count, repeat
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ class Engine:
 
     def add(
         self,
-        id: int,
+        sequence_id: int,
         prompt: Items[int],
         params: SequenceParams,
         *,
@@ -126,15 +126,15 @@ class Engine:
 
         Raises Unservable if it can never run here; nothing is queued then.
         """
-        assert id not in self._sequences, f"sequence {id} is here already"
+        assert sequence_id not in self._sequences, f"sequence {sequence_id} is here already"
         self._refuse(prompt, params, output)
-        sequence = Sequence(id, prompt, params, priority, next(self._arrivals), list(output))
-        self._sequences[id] = sequence
+        sequence = Sequence(sequence_id, prompt, params, priority, next(self._arrivals), list(output))
+        self._sequences[sequence_id] = sequence
         self._scheduler.add(sequence)
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, sequence_id: int) -> None:
         """Forget a sequence; its row and pages are free at once. Unknown ids are fine: it may just have ended."""
-        sequence = self._sequences.pop(id, None)
+        sequence = self._sequences.pop(sequence_id, None)
         if sequence is not None:
             self._scheduler.finish(sequence)
 
@@ -186,13 +186,42 @@ class Engine:
             self._refuse(prompt, own, ())
         tokens: list[list[int]] = [[] for _ in prompts]
         ended: dict[int, Emission] = {}
-        for id, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
-            self.add(id, prompt, own)
+        for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+            self.add(index, prompt, own)
         for emission in self._run_all():
             tokens[emission.id] += emission.token_ids
             if emission.reason is not None:
                 ended[emission.id] = emission
         return [Completion(t, ended[i].reason or FinishReason.FAILED, ended[i].error) for i, t in enumerate(tokens)]
+
+    def describe(self) -> dict[str, Any]:
+        """What there is of what, as plain values: for logs, and for whoever feeds this engine."""
+        return {
+            "architecture": self.model.architecture,
+            "dtype": str(self._decoder.dtype).removeprefix("torch."),
+            "vocab_size": self.model.vocab_size,
+            "max_rows": self.config.max_rows,
+            "max_len": self.max_len,
+            "token_budget": self.config.token_budget,
+            "page_size": self.config.page_size,
+            "num_pages": self._pool.num_pages,
+            "pool_bytes": self._kv.numel() * self._kv.element_size(),
+            "deterministic": self.config.deterministic,
+            "threads": torch.get_num_threads(),
+        }
+
+    def load(self) -> dict[str, int]:
+        """How full it is now, and counters since the start, as plain values."""
+        return {
+            "running": self.num_running,
+            "waiting": self.num_waiting,
+            "free_pages": self.num_free_pages,
+            "steps": self.stats.steps,
+            "row_steps": self.stats.row_steps,
+            "computed_tokens": self.stats.computed_tokens,
+            "generated_tokens": self.stats.generated_tokens,
+            "preemptions": self.stats.preemptions,
+        }
 
     def check(self) -> None:
         """Assert that rows and pages add up."""
@@ -237,10 +266,11 @@ class Engine:
             raise Unservable("max_tokens", f"must be at least 1; got {params.max_tokens}")
         if len(output) >= params.max_tokens:
             raise Unservable("max_tokens", f"{len(output)} output tokens are there already of {params.max_tokens}")
-        if len(prompt) + params.max_tokens > self.max_len:
+        whole = len(prompt) + params.max_tokens
+        if whole > self.max_len:
             raise Unservable(
                 "max_tokens",
-                f"prompt ({len(prompt)}) and max_tokens ({params.max_tokens}) are {len(prompt) + params.max_tokens} tokens; "
+                f"prompt ({len(prompt)}) and max_tokens ({params.max_tokens}) are {whole} tokens; "
                 f"this worker takes {self.max_len} (the model's length or its page pool, whichever is less)",
             )
 

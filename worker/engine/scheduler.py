@@ -131,7 +131,7 @@ class Scheduler:
     def check(self) -> None:
         """Assert that rows and pages add up. Cheap enough for every step of a test and for an idle worker."""
         self.pool.check(s.pages for s in self.running)
-        rows = [s.row for s in self.running]
+        rows = [s.row for s in self.running if s.row is not None]
         assert sorted([*rows, *self._free_rows]) == list(range(self._max_rows)), "a row is lost or held twice"
         for sequence in self.running:
             assert sequence.state is State.RUNNING

@@ -1,0 +1,105 @@
+"""The engine in a process of its own: plain values come in and go out over one connection.
+
+    in   ("config", {model, settings})                                      first, once
+         ("add", id, prompt ids, output ids, {SequenceParams' fields}, priority)
+         ("cancel", [id, ...])
+    out  ("ready", {what the loop needs to know})  or  ("unable", message, traceback)
+         ("refused", id, field, message)                                    an add that can never run here
+         ("step", [(id, token ids, reason or None, error or None), ...], {how full})
+
+The other side hanging up ends this process. When it does not read, sending blocks and with it decoding: what can't be
+published is bounded by the connection's buffer and the reader's own limit.
+
+A process, not a thread: torch gives up the interpreter's lock at each of a step's hundreds of small operations, and a
+thread that does other work gets in between (ops/bench/LOG.md has the figures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+Message = tuple[Any, ...]
+
+
+def serve(connection: Connection, began: float) -> None:
+    """Load the model that the first message names, then step for as long as the other side listens.
+
+    began: time.time() at the start of the process, for the log.
+    """
+    _, wanted = connection.recv()
+    imported = time.time()
+    from worker.engine import ConfigError, Engine, EngineConfig  # torch comes with it
+    from worker.models.config import ModelError
+
+    torch_there = time.time()
+    try:
+        engine = Engine.from_pretrained(wanted["model"], EngineConfig(**wanted["settings"]))
+    except (ConfigError, ModelError) as error:
+        connection.send(("unable", str(error), traceback.format_exc()))
+        return
+    seconds = {"start": imported - began, "import": torch_there - imported, "load": time.time() - torch_there}
+    connection.send(("ready", {**engine.describe(), "seconds": seconds}))
+    inbound: SimpleQueue[Message | None] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbound), daemon=True).start()
+    _step_on(engine, connection, inbound)
+
+
+def _receive(connection: Connection, inbound: SimpleQueue[Message | None]) -> None:
+    """Take messages in as they come, so that the other side never waits for a step; None at the end."""
+    try:
+        while True:
+            inbound.put(connection.recv())
+    except (EOFError, OSError):
+        inbound.put(None)
+
+
+def _step_on(engine: Any, connection: Connection, inbound: SimpleQueue[Message | None]) -> None:
+    while True:
+        while not engine.has_work or not inbound.empty():
+            message = inbound.get()
+            if message is None:
+                return
+            _obey(engine, connection, message)
+        output = engine.step()
+        emissions = [(e.id, e.token_ids, e.reason and e.reason.value, e.error) for e in output.emissions]
+        connection.send(("step", emissions, engine.load()))
+
+
+def _obey(engine: Any, connection: Connection, message: Message) -> None:
+    from worker.engine import SequenceParams, Unservable
+
+    match message:
+        case ("add", id_, prompt, output, params, priority):
+            try:
+                engine.add(id_, prompt, SequenceParams(**params), output=output, priority=priority)
+            except Unservable as error:
+                connection.send(("refused", id_, error.field, str(error)))
+        case ("cancel", ids):
+            for id_ in ids:
+                engine.cancel(id_)
+
+
+def main() -> None:
+    """The program the loop starts: `python -m worker.engine.serve --fd N`."""
+    began = time.time()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True, help="the connection's file descriptor")
+    connection = Connection(parser.parse_args().fd)
+    for name in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C reaches us too; the loop decides what follows
+        signal.signal(name, signal.SIG_IGN)
+    try:
+        serve(connection, began)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the loop is gone, and with it whoever would read what we say
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The way in: deliveries are pulled, claimed, and made ready to run. Redis on one side, RunningJobs on the other.
+
+Each stage keeps what it has until the next one has it, so an answer that is lost loses nothing: the next `take` goes on
+where this one broke off, and asks Redis for deliveries that may have been ours without our knowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+import redis as sync_redis
+import structlog
+
+from producer import wire
+from producer.calls import (
+    Claim,
+    Delivery,
+    Held,
+    ReclaimCursor,
+    Resolution,
+    claim,
+    hand_back,
+    pull,
+    reclaim,
+    resolve,
+    run,
+    run_many,
+)
+from producer.calls.script import Call
+from producer.errors import NewerProtocol, Undecodable
+from producer.keys import Keys
+from producer.protocol import Failure, Job
+from worker.jobs import PRIORITY, JobRefused, Refusal, Resolved, RunningJob, decide
+from worker.text import TextModel
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Taken:
+    """What one `take` brought: jobs to run (some complete already), and jobs that can't."""
+
+    jobs: list[RunningJob] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+
+
+class Inbox:
+    """Deliveries on their way to becoming RunningJobs, for one worker."""
+
+    def __init__(
+        self, redis: sync_redis.Redis, keys: Keys, consumer: str, text: TextModel, served_name: str, max_len: int
+    ) -> None:
+        """max_len: longest job, prompt and answer, in tokens."""
+        self._redis, self._keys, self._consumer = redis, keys, consumer
+        self._text, self._served_name, self._max_len = text, served_name, max_len
+        self._started = wire.encode_started(consumer, served_name)
+        self._pulled: list[Delivery] = []
+        self._claimed: list[Claim] = []
+        self._cursor = ReclaimCursor()
+        self._reply_lost = False
+        self._ids = count()
+
+    @property
+    def held(self) -> list[Held]:
+        """What is ours and not yet a RunningJob."""
+        return [*(Held(d, None) for d in self._pulled), *(Held(c.delivery, c.epoch) for c in self._claimed)]
+
+    def pull(self, room: int, held: Collection[Delivery]) -> int:
+        """Take at most `room` more deliveries; how many came. `held`: all this worker holds elsewhere.
+
+        Raises redis.RedisError.
+        """
+        known = [*held, *(item.delivery for item in self.held)] if self._reply_lost else None
+        self._reply_lost = True
+        call = pull(self._keys, self._consumer, room, fingerprint=self._text.fingerprint, held=known)
+        pulled = run(self._redis, call)
+        self._reply_lost = False
+        self._note_foreign(pulled.foreign)
+        self._pulled += pulled.deliveries
+        return len(pulled.deliveries)
+
+    def reclaim(self, lease_s: float, room: int) -> bool:
+        """Take over at most `room` deliveries whose owner has not renewed; whether the whole lane has been looked at.
+
+        Raises redis.RedisError.
+        """
+        found = run(self._redis, reclaim(self._keys, self._consumer, round(lease_s * 1000), self._cursor, room))
+        self._cursor = found.cursor
+        self._note_foreign(found.foreign)
+        self._pulled += found.deliveries
+        for delivery in found.deliveries:
+            log.warning("reclaimed", job=delivery.job_id, reason="its worker has not renewed its lease")
+        return self._cursor.at_start
+
+    def take(self) -> Taken:
+        """Claim what was pulled and make it ready. Raises redis.RedisError; call again then."""
+        claims = [claim(self._keys, delivery, self._consumer, self._started) for delivery in self._pulled]
+        if claims:
+            answers = run_many(self._redis, claims)
+            self._claimed += [c for c in answers if isinstance(c, Claim) and c.status == "ok"]
+            self._pulled.clear()
+        taken = Taken()
+        ready = list(self._decided(taken))
+        resolutions = run_many(self._redis, [self._resolve_call(c, mine) for c, mine in ready]) if ready else []
+        self._claimed.clear()
+        for (claimed, _), answer in zip(ready, resolutions, strict=True):
+            if isinstance(answer, Exception) or answer.status == "fenced":
+                continue
+            if answer.status == "mismatch":
+                log.info("handed_back", job=claimed.delivery.job_id, reason="begun by another model")
+                self._hand_back(claimed, answer.fingerprint or "")
+            elif answer.blob is not None:
+                taken.jobs.append(self._running(claimed, Resolved.unpack(answer.blob)))
+        return taken
+
+    def _decided(self, taken: Taken) -> Iterator[tuple[Claim, Resolved]]:
+        """Each claim with what is decided about it; those that can't run go to `taken.refused`."""
+        for claimed in self._claimed:
+            try:
+                yield claimed, self._decide(claimed)
+            except NewerProtocol as error:
+                log.warning("handed_back", job=claimed.delivery.job_id, reason=str(error))
+                self._hand_back(claimed, f"protocol-{error.version}")
+            except (JobRefused, Undecodable) as error:
+                code = error.code if isinstance(error, JobRefused) else "undecodable"
+                log.warning("job_refused", job=claimed.delivery.job_id, code=code, error=str(error))
+                failure = Failure(code=code, message=str(error))
+                taken.refused.append(Refusal(claimed.delivery, claimed.epoch, claimed.offset, failure))
+
+    def _decide(self, claimed: Claim) -> Resolved:
+        if claimed.resolved is not None and claimed.fingerprint == self._text.fingerprint:
+            return Resolved.unpack(claimed.resolved)
+        return decide(self._job(claimed), self._text, self._served_name, self._max_len)
+
+    def _job(self, claimed: Claim) -> Job:
+        if claimed.payload is None:
+            raise JobRefused("payload_lost", "the job's payload is gone from Redis; submit it again")
+        return wire.decode_job(claimed.payload, claimed.delivery.job_id)
+
+    def _resolve_call(self, claimed: Claim, mine: Resolved) -> Call[Resolution]:
+        job_id, epoch = claimed.delivery.job_id, claimed.epoch
+        return resolve(self._keys, job_id, epoch, self._consumer, mine.pack(), self._text.fingerprint)
+
+    def _running(self, claimed: Claim, resolved: Resolved) -> RunningJob:
+        job = RunningJob(
+            sequence_id=next(self._ids),
+            delivery=claimed.delivery,
+            epoch=claimed.epoch,
+            lane_priority=PRIORITY[claimed.delivery.lane],
+            resolved=resolved,
+            stream=self._text.stream(resolved.prompt_ids, resolved.stop, resolved.min_tokens),
+            queued_s=max(0.0, (claimed.claimed_at_ms - claimed.queued_at_ms) / 1000),
+        )
+        if claimed.offset:
+            job.resume(claimed)
+            log.info("resumed", job=job.job_id, offset=claimed.offset, deliveries=claimed.deliveries)
+        return job
+
+    def _hand_back(self, claimed: Claim, fingerprint: str) -> None:
+        run(self._redis, hand_back(self._keys, self._consumer, [Held(claimed.delivery, claimed.epoch)], fingerprint))
+
+    def _note_foreign(self, foreign: list[str]) -> None:
+        for entry in foreign:
+            log.warning("foreign_entry_removed", entry=entry, reason="an entry of a lane has a field j, the job's id")

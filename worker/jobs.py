@@ -1,0 +1,277 @@
+"""A job while this worker has it: what was decided about it, its tokens and text so far, and what readers have seen.
+
+Knows the protocol's words, but runs no call and knows no engine.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgpack
+
+from producer import wire
+from producer.calls import Claim, Delivery, PublishReply, finish
+from producer.calls.script import Call
+from producer.keys import Keys
+from producer.protocol import Failure, FinishReason, Job, Result, Timings, Usage, running_hash
+from worker.text import BadPrompt, TextModel, TextStream
+
+PRIORITY = {"high": 0, "normal": 1, "low": 2}
+
+
+class JobRefused(Exception):
+    """The job can't be answered as it is: it ends as `failed` with this code and message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What the first owner decided and every later one goes by, so that nothing is decided twice.
+
+    prompt_ids and SequenceParams' fields (worker/engine/sequence.py), and the stop strings.
+    """
+
+    prompt_ids: list[int]
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    stop_ids: list[int]
+    stop: list[str]
+
+    def pack(self) -> bytes:
+        """As `resolve` stores it."""
+        packed: bytes = msgpack.packb(asdict(self))
+        return packed
+
+    @classmethod
+    def unpack(cls, blob: bytes) -> Resolved:
+        """What `pack` gave."""
+        return cls(**msgpack.unpackb(blob))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """SequenceParams' fields."""
+        fields = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("prompt_ids", "stop", "stop_ids")
+        }
+        return {**fields, "stop_ids": frozenset(self.stop_ids)}
+
+
+def decide(job: Job, text: TextModel, served_name: str, max_len: int) -> Resolved:
+    """Prompt ids, and every value the job left open. The job's own come first, then the model's defaults.
+
+    Raises JobRefused for what this model can't answer.
+    """
+    if job.model is not None and job.model != served_name:
+        raise JobRefused(
+            "model_not_served", f"model: this queue serves {served_name!r}, the job asks for {job.model!r}"
+        )
+    try:
+        prompt = _prompt_ids(job, text)
+        own, default = job.sampling, text.defaults
+        outside = [token for token in own.stop_token_ids if token >= text.vocab_size]
+        if outside:
+            message = f"stop_token_ids: {outside[0]} is outside the vocabulary (0 to {text.vocab_size - 1})"
+            raise JobRefused("token_outside_vocabulary", message)
+        ends = () if own.ignore_eos else text.eos_ids
+        return Resolved(
+            prompt_ids=prompt,
+            max_tokens=_max_tokens(own.max_tokens, default.max_tokens, len(prompt), max_len),
+            min_tokens=own.min_tokens,
+            temperature=_first(own.temperature, default.temperature),
+            top_k=_first(own.top_k, default.top_k),
+            top_p=_first(own.top_p, default.top_p),
+            min_p=_first(own.min_p, default.min_p),
+            seed=own.seed if own.seed is not None else secrets.randbits(63),
+            stop_ids=sorted({*ends, *own.stop_token_ids}),
+            stop=list(own.stop),
+        )
+    except BadPrompt as error:
+        raise JobRefused(error.code, str(error)) from None
+
+
+def _prompt_ids(job: Job, text: TextModel) -> list[int]:
+    if job.prompt is not None:
+        return text.encode_prompt(job.prompt)
+    if job.messages is not None:
+        return text.encode_messages([message.model_dump() for message in job.messages])
+    assert job.prompt_token_ids is not None
+    return text.check_ids(job.prompt_token_ids)
+
+
+def _max_tokens(asked: int | None, default: int | None, prompt: int, max_len: int) -> int:
+    """The job's limit, else the model's as far as there is room, else all there is room for."""
+    room = max_len - prompt
+    if room < 1:
+        message = f"prompt: {prompt} tokens leave no room to answer; this worker takes {max_len} with the answer"
+        raise JobRefused("prompt_too_long", message)
+    if asked is not None and asked > room:
+        message = (
+            f"max_tokens: prompt ({prompt}) and max_tokens ({asked}) are {prompt + asked} tokens; "
+            f"this worker takes {max_len} (the model's length or its page pool, whichever is less)"
+        )
+        raise JobRefused("too_long", message)
+    return asked if asked is not None else min(default or room, room)
+
+
+def _first(own: Any, default: Any) -> Any:
+    return own if own is not None else default
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A claimed job that ends as `failed` without having run."""
+
+    delivery: Delivery
+    epoch: int
+    offset: int
+    failure: Failure
+
+    def finish_call(self, keys: Keys, consumer: str) -> Call[PublishReply]:
+        """The call that ends it."""
+        result = Result(job_id=self.delivery.job_id, finish_reason="failed", text="", token_ids=(), error=self.failure)
+        return finish(
+            keys,
+            self.delivery,
+            consumer,
+            self.epoch,
+            start=self.offset,
+            ended=wire.encode_ended("failed", self.failure),
+            result=wire.encode_result(result),
+            reason="failed",
+        )
+
+
+@dataclass(eq=False)
+class RunningJob:
+    """A claimed job. Tokens up to `published` are in its stream; the rest is ours to publish."""
+
+    sequence_id: int
+    delivery: Delivery
+    epoch: int
+    lane_priority: int
+    resolved: Resolved
+    stream: TextStream
+    queued_s: float  # from enqueue to this claim
+    token_ids: list[int] = field(default_factory=list)  # released by the text stream: published or about to be
+    texts: list[str] = field(default_factory=list)  # the text each of them added
+    published: int = 0
+    hash: int = 0  # running_hash of token_ids
+    ended: tuple[FinishReason, Failure | None] | None = None
+    claimed_at: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None  # from enqueue
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.delivery.job_id
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether only its end is left to publish."""
+        return self.ended is not None
+
+    @property
+    def unpublished(self) -> int:
+        """Tokens that readers have not seen."""
+        return len(self.token_ids) - self.published
+
+    def take(self, token_ids: Sequence[int], reason: str | None, error: str | None) -> bool:
+        """The engine's tokens, and its end if it has come. True: the text has ended it, unknown to the engine."""
+        self._release(self.stream.push(token_ids))
+        if self.stream.stopped:
+            self._end("stop")
+        elif reason in ("stop", "length"):
+            self._release(self.stream.finish())
+            self._end("stop" if reason == "stop" else "length")
+        elif reason is not None:
+            self.fail("generation_failed", error or "the engine gave the job up")
+        return self.stream.stopped and reason is None
+
+    def fail(self, code: str, message: str) -> None:
+        """End it as failed; tokens held back for a text still open go out first."""
+        self._release(self.stream.finish())
+        self.ended = ("failed", Failure(code=code, message=message))
+
+    def resume(self, claim: Claim) -> None:
+        """Take over the tokens an earlier owner published, and replay every rule of ending over them."""
+        for blob in claim.tokens:
+            tokens = wire.decode_tokens(blob, claim.offset)
+            self.token_ids += tokens.token_ids
+            self.texts += tokens.pieces
+        self.published = len(self.token_ids)
+        self.hash = running_hash(0, self.token_ids)
+        self.stream.replay(self.token_ids)
+        done = len(self.token_ids)
+        at_stop_id = done > self.resolved.min_tokens and self.token_ids[-1] in self.resolved.stop_ids
+        if self.stream.stopped or at_stop_id:
+            self._end("stop")
+        elif done >= self.resolved.max_tokens:
+            self._end("length")
+
+    def tokens_blob(self) -> bytes | None:
+        """What is to be published, or None where that is nothing."""
+        if not self.unpublished:
+            return None
+        return wire.encode_tokens(self.token_ids[self.published :], self.texts[self.published :], self.hash)
+
+    def finish_call(self, keys: Keys, consumer: str) -> Call[PublishReply]:
+        """The call that publishes the rest and ends it. The job has ended."""
+        assert self.ended is not None
+        reason, failure = self.ended
+        return finish(
+            keys,
+            self.delivery,
+            consumer,
+            self.epoch,
+            start=self.published,
+            count=self.unpublished,
+            tokens=self.tokens_blob(),
+            ended=wire.encode_ended(reason, failure, self.usage),
+            result=self._result_blob(),
+            reason=reason,
+        )
+
+    def _result_blob(self) -> bytes:
+        assert self.ended is not None
+        reason, failure = self.ended
+        total = self.queued_s + time.monotonic() - self.claimed_at
+        return wire.encode_result(
+            Result(
+                job_id=self.job_id,
+                finish_reason=reason,
+                text="".join(self.texts),
+                token_ids=tuple(self.token_ids),
+                error=failure,
+                usage=self.usage,
+                timings=Timings(queued_s=self.queued_s, first_token_s=self.first_token_s, total_s=total),
+            )
+        )
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens in and out so far."""
+        return Usage(prompt_tokens=len(self.resolved.prompt_ids), completion_tokens=len(self.token_ids))
+
+    def _release(self, piece: Any) -> None:
+        if not piece.token_ids:
+            return
+        if self.first_token_s is None:
+            self.first_token_s = self.queued_s + time.monotonic() - self.claimed_at
+        self.token_ids += piece.token_ids
+        self.texts += piece.texts
+        self.hash = running_hash(self.hash, piece.token_ids)
+
+    def _end(self, reason: FinishReason) -> None:
+        self.ended = (reason, None)

@@ -1,0 +1,248 @@
+"""The loop that joins the halves: jobs from Redis to the engine's process, its tokens back to the result streams.
+
+One thread, no step of its own: it waits for the engine, the doorbell or a signal, whichever comes first, and then does
+what is due. Redis being away changes nothing about the loop: what fails is due again a little later.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from multiprocessing.connection import wait
+from secrets import token_hex
+from types import FrameType
+from typing import Any
+
+import msgpack
+import redis as sync_redis
+import structlog
+
+from producer import connection
+from producer.calls import hand_back, heartbeat, renew, run
+from producer.keys import Keys
+from worker.doorbell import Doorbell
+from worker.engine_link import EngineLink, EngineLost
+from worker.inbox import Inbox
+from worker.outbox import Outbox
+from worker.settings import Settings
+from worker.text import TextModel
+
+log = structlog.get_logger()
+
+EXIT_DRAINED = 0
+EXIT_ENGINE_LOST = 3
+
+_HEARTBEAT_S = 1.0
+_HEARTBEAT_TTL_S = 5.0
+_IDLE_S = 0.5  # the longest the loop waits for anything
+_BACKOFF_S = (0.1, 5.0)  # first and longest pause after Redis has failed
+
+
+class Worker:
+    """One worker process: a queue partition on one side, one engine on the other."""
+
+    def __init__(self, settings: Settings, redis: sync_redis.Redis, engine: EngineLink, text: TextModel) -> None:
+        """engine: ready or not yet; redis: answers or not, that shows when it is used."""
+        self._settings = settings
+        self._redis, self._engine, self._text = redis, engine, text
+        self._keys = Keys(settings.queue, settings.partition)
+        self._consumer = f"{settings.name}-{os.getpid()}-{token_hex(4)}"
+        self._load: dict[str, int] = {}
+        self._stop_signals = 0
+        self._drain_by: float | None = None
+        self._redis_down = 0  # failures in a row
+        self._retry_at = 0.0
+        self._due = dict.fromkeys(("flush", "renew", "reclaim", "heartbeat", "health"), 0.0)
+        self._pull_now = True
+        self._engine_heard = time.monotonic()
+
+    def run(self) -> int:
+        """Serve until told to stop. Returns the exit code. Raises EngineUnable if the model can't be loaded."""
+        self._startup()
+        try:
+            while not self._is_drained():
+                self._take_steps(self._wait())
+                self._talk_to_redis()
+                self._watch()
+            return EXIT_DRAINED
+        except EngineLost as error:
+            log.error("engine_lost", error=str(error), next="its jobs go back to the queue; this worker exits")
+            return EXIT_ENGINE_LOST
+        finally:
+            self._shutdown()
+
+    def _startup(self) -> None:
+        described = self._engine.wait_ready()
+        self._room = described["max_rows"] + described["max_rows"] // 8  # look-ahead: a freed row is filled at once
+        self._inbox = Inbox(
+            self._redis, self._keys, self._consumer, self._text, self._settings.served_name, described["max_len"]
+        )
+        self._outbox = Outbox(self._redis, self._keys, self._consumer)
+        self._doorbell = Doorbell(connection.connect_to_block(self._settings.redis), self._keys, self._text.fingerprint)
+        self._wakeup_r, wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop_signal)
+        log.info("worker_ready", consumer=self._consumer, queue=self._settings.queue, **described)
+
+    def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop_signals += 1
+
+    def _is_drained(self) -> bool:
+        if not self._stop_signals:
+            return False
+        if self._drain_by is None:
+            self._drain_by = time.monotonic() + self._settings.drain_grace_s
+            log.info("draining", running=len(self._outbox.jobs), grace_s=self._settings.drain_grace_s)
+        out_of_time = self._stop_signals > 1 or time.monotonic() > self._drain_by
+        return self._outbox.is_empty or out_of_time
+
+    def _wait(self) -> list[Any]:
+        """Sleep until there is something to do; what woke us."""
+        now = time.monotonic()
+        if self._redis_down:
+            next_due = self._retry_at
+        else:
+            next_due = min(v for k, v in self._due.items() if k != "flush" or not self._outbox.is_empty)
+        sources: list[Any] = [self._doorbell, self._wakeup_r]
+        if self._outbox.unpublished < self._settings.max_unpublished:
+            sources.append(self._engine.connection)  # else decoding pauses, once the connection's buffer is full
+        woken: list[Any] = list(wait(sources, timeout=min(_IDLE_S, max(0.0, next_due - now))))
+        if self._wakeup_r in woken:
+            os.read(self._wakeup_r, 64)
+        if self._doorbell in woken and self._doorbell.answer():
+            self._pull_now = True
+        return woken
+
+    def _take_steps(self, woken: list[Any]) -> None:
+        """Take in what the engine has said."""
+        if self._engine.connection not in woken:
+            return
+        while self._engine.connection.poll():
+            self._engine_heard = time.monotonic()
+            match self._engine.receive():
+                case ("step", emissions, load):
+                    self._load = load
+                    self._engine.cancel(self._outbox.take(emissions))
+                case ("refused", sequence_id, _, message):
+                    self._outbox.jobs[sequence_id].fail("unservable", message)
+                    self._outbox.urgent = True
+
+    def _talk_to_redis(self) -> None:
+        """Everything that is due, unless Redis has just failed."""
+        now = time.monotonic()
+        if now < self._retry_at:
+            return
+        try:
+            if self._outbox.urgent or (self._is_due("flush", now) and not self._outbox.is_empty):
+                self._flush(now)
+            if self._is_due("renew", now):
+                self._renew(now)
+            if not self._stop_signals:
+                self._fill(now)
+            if self._is_due("heartbeat", now):
+                self._due["heartbeat"] = now + _HEARTBEAT_S
+                info = msgpack.packb({"model": self._settings.served_name, **self._load, **self._outbox.load()})
+                run(self._redis, heartbeat(self._keys, self._consumer, info, _HEARTBEAT_TTL_S))
+        except sync_redis.RedisError as error:
+            self._note_redis_down(error)
+        else:
+            self._note_redis_up()
+
+    def _flush(self, now: float) -> None:
+        self._due["flush"] = now + self._settings.flush_interval_s
+        before = len(self._outbox.jobs)
+        self._engine.cancel(self._outbox.flush())
+        if len(self._outbox.jobs) < before:
+            self._pull_now = True
+
+    def _renew(self, now: float) -> None:
+        held = [*self._inbox.held, *self._outbox.held]
+        if held:
+            run(self._redis, renew(self._keys, self._consumer, held))  # what is lost shows as fenced at the next flush
+        self._due["renew"] = now + self._settings.renew_s
+
+    def _fill(self, now: float) -> None:
+        """Pull exactly as much as there is room for; jobs of lost workers first."""
+        room = self._room - len(self._outbox.jobs) - len(self._inbox.held)
+        if room > 0 and self._is_due("reclaim", now):
+            complete = self._inbox.reclaim(self._settings.lease_s, room)
+            if complete:
+                self._due["reclaim"] = now + self._settings.reclaim_s * random.uniform(0.8, 1.2)
+            room = self._room - len(self._outbox.jobs) - len(self._inbox.held)
+        if room > 0 and self._pull_now:
+            pulled = self._inbox.pull(room, [item.delivery for item in self._outbox.held])
+            self._pull_now = pulled == room
+            if pulled < room:
+                self._doorbell.listen()
+        if self._inbox.held:
+            self._admit()
+
+    def _admit(self) -> None:
+        taken = self._inbox.take()
+        for refusal in taken.refused:
+            self._outbox.refuse(refusal)
+        for job in taken.jobs:
+            self._outbox.add(job)
+            if not job.has_ended:
+                resolved = job.resolved
+                params, priority = resolved.params, job.lane_priority
+                self._engine.add(job.sequence_id, resolved.prompt_ids, job.token_ids, params, priority)
+
+    def _is_due(self, what: str, now: float) -> bool:
+        return now >= self._due[what]
+
+    def _note_redis_down(self, error: sync_redis.RedisError) -> None:
+        self._redis_down += 1
+        first, longest = _BACKOFF_S
+        pause = min(longest, first * 2 ** (self._redis_down - 1)) * random.uniform(0.5, 1.0)
+        self._retry_at = time.monotonic() + pause
+        self._pull_now = True
+        if self._redis_down in (1, 10, 100):
+            log.warning(
+                "redis_down",
+                error=f"{type(error).__name__}: {error}",
+                failures=self._redis_down,
+                unpublished_tokens=self._outbox.unpublished,
+                next=f"again in {pause:.1f} s; running jobs go on, their tokens are kept",
+            )
+
+    def _note_redis_up(self) -> None:
+        if self._redis_down:
+            log.info("redis_back", failures=self._redis_down)
+        self._redis_down = 0
+
+    def _watch(self) -> None:
+        """Is the engine getting on? Only then is the health file touched, and only then do we go on."""
+        now = time.monotonic()
+        if not self._is_due("health", now):
+            return
+        self._due["health"] = now + 1.0
+        silent_s = now - self._engine_heard
+        idle = all(job.has_ended for job in self._outbox.jobs.values())
+        paused = self._outbox.unpublished >= self._settings.max_unpublished
+        if idle or paused:
+            self._engine_heard = now
+        elif silent_s > self._settings.lease_s:
+            self._engine.kill()
+            raise EngineLost(f"no step has ended for {silent_s:.0f} s while jobs are running: it hangs")
+        if self._settings.health_file is not None:
+            self._settings.health_file.touch()
+
+    def _shutdown(self) -> None:
+        """Give back what is left, so that no one waits for a lease, and let the engine go."""
+        signal.set_wakeup_fd(-1)
+        self._doorbell.close()
+        held = [*self._inbox.held, *self._outbox.held]
+        if held:
+            try:
+                self._outbox.flush()
+                held = [*self._inbox.held, *self._outbox.held]
+                given = run(self._redis, hand_back(self._keys, self._consumer, held)) if held else []
+                log.info("handed_back", jobs=sum(given))
+            except sync_redis.RedisError as error:
+                log.warning("hand_back_failed", error=str(error), jobs=len(held), next="their leases run out")
+        self._engine.close()
+        log.info("worker_stopped", consumer=self._consumer, **self._load, finished=self._outbox.finished)

@@ -1,0 +1,128 @@
+"""The way out: tokens from the engine become text, and batches of both go to the jobs' result streams.
+
+Everything is kept until Redis has confirmed it, so a flush that failed is simply made again: what arrived is answered
+`already`, what is missing in the stream is published from memory, and what is not ours any more is let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import redis as sync_redis
+import structlog
+
+from producer.calls import Held, Publication, PublishReply, publish, run, run_many
+from producer.errors import SlipstreamError
+from producer.keys import Keys
+from worker.jobs import Refusal, RunningJob
+
+log = structlog.get_logger()
+
+
+class Outbox:
+    """The jobs that run here and what readers are still to see of them."""
+
+    def __init__(self, redis: sync_redis.Redis, keys: Keys, consumer: str) -> None:
+        self._redis, self._keys, self._consumer = redis, keys, consumer
+        self.jobs: dict[int, RunningJob] = {}
+        self._refused: list[Refusal] = []
+        self.urgent = False  # a first token or an end is waiting: flush at once
+        self.finished = 0
+        self.published_tokens = 0
+
+    @property
+    def held(self) -> list[Held]:
+        """What is ours, for renewal and hand-back."""
+        return [
+            *(Held(job.delivery, job.epoch) for job in self.jobs.values()),
+            *(Held(refusal.delivery, refusal.epoch) for refusal in self._refused),
+        ]
+
+    @property
+    def unpublished(self) -> int:
+        """Tokens that are held until Redis takes them."""
+        return sum(job.unpublished for job in self.jobs.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing more to publish."""
+        return not self.jobs and not self._refused
+
+    def add(self, job: RunningJob) -> None:
+        """From now on this job's tokens come here."""
+        self.jobs[job.sequence_id] = job
+        self.urgent = self.urgent or job.has_ended
+
+    def refuse(self, refusal: Refusal) -> None:
+        """End a job that has not run, at the next flush."""
+        self._refused.append(refusal)
+        self.urgent = True
+
+    def take(self, emissions: Iterable[tuple[int, list[int], str | None, str | None]]) -> list[int]:
+        """A step's tokens. Returns the sequences that their text has ended: the engine may forget them."""
+        stopped = []
+        for sequence_id, token_ids, reason, error in emissions:
+            job = self.jobs.get(sequence_id)
+            if job is None or job.has_ended:
+                continue
+            if job.take(token_ids, reason, error):
+                stopped.append(sequence_id)
+            self.urgent = self.urgent or job.has_ended or (job.published == 0 and job.unpublished > 0)
+        return stopped
+
+    def flush(self) -> list[int]:
+        """Publish what is new, end what has ended. Returns the sequences that are not ours any more.
+
+        Also jobs with nothing new are named, and so learn that they were cancelled. Raises redis.RedisError: nothing
+        is lost, flush again.
+        """
+        self.urgent = False
+        lost = self._publish([job for job in self.jobs.values() if not job.has_ended])
+        self._finish([job for job in self.jobs.values() if job.has_ended])
+        self._finish_refused()
+        return lost
+
+    def _publish(self, jobs: list[RunningJob]) -> list[int]:
+        if not jobs:
+            return []
+        items = [Publication(j.job_id, j.epoch, j.published, j.unpublished, j.tokens_blob()) for j in jobs]
+        replies = run(self._redis, publish(self._keys, self._consumer, items))
+        return [job.sequence_id for job, reply in zip(jobs, replies, strict=True) if not self._settle(job, reply)]
+
+    def _finish(self, jobs: list[RunningJob]) -> None:
+        answers = run_many(self._redis, [job.finish_call(self._keys, self._consumer) for job in jobs]) if jobs else []
+        for job, reply in zip(jobs, answers, strict=True):
+            if isinstance(reply, SlipstreamError):
+                raise reply
+            if self._settle(job, reply) and reply.status != "gap":
+                assert job.ended is not None
+                del self.jobs[job.sequence_id]
+                self.finished += 1
+                log.info("job_ended", job=job.job_id, reason=job.ended[0], **job.usage.model_dump())
+
+    def _finish_refused(self) -> None:
+        if self._refused:
+            run_many(self._redis, [refusal.finish_call(self._keys, self._consumer) for refusal in self._refused])
+            self.finished += len(self._refused)
+            self._refused.clear()
+
+    def _settle(self, job: RunningJob, reply: PublishReply) -> bool:
+        """Note what the stream has of a job now; False where it is not ours any more."""
+        match reply.status:
+            case "ok" | "already":
+                self.published_tokens += job.unpublished
+                job.published = len(job.token_ids)
+            case "gap" if reply.offset <= len(job.token_ids):
+                # The stream ends before what we had published: a failover lost its tail. Publish that again.
+                log.warning("gap_healed", job=job.job_id, stream_at=reply.offset, published=job.published)
+                job.published, self.urgent = reply.offset, True
+            case _:
+                log.info("job_lost", job=job.job_id, reason="cancelled, expired, or taken over by another worker")
+                del self.jobs[job.sequence_id]
+                return False
+        return True
+
+    def load(self) -> dict[str, Any]:
+        """Counters as plain values."""
+        return {"jobs": len(self.jobs), "finished": self.finished, "published_tokens": self.published_tokens}

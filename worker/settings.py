@@ -1,0 +1,133 @@
+"""A worker's settings: flags first, then the environment (SLIPSTREAM_...), then a TOML file, then these defaults.
+
+The engine's own are passed on as they are: worker/engine/config.py checks them against the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+ENGINE_FIELDS = (
+    "max_rows",
+    "token_budget",
+    "page_size",
+    "num_pages",
+    "max_len",
+    "watermark",
+    "dtype",
+    "deterministic",
+    "threads",
+)
+
+
+class InvalidSettings(Exception):
+    """A setting is unknown or out of range: which, got against expected. One line for each."""
+
+
+class Settings(BaseSettings):
+    """Everything about one worker process that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SLIPSTREAM_",
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_prog_name="python -m worker",
+    )
+
+    model: str = Field(description="directory in Hugging Face format, or a hub id")
+    model_name: str | None = Field(
+        None, description="the name jobs may ask for; the directory's or hub id's by default"
+    )
+    redis: str = Field("redis://127.0.0.1:6379/0", description="redis:// or rediss:// URL")
+    redis_wait_s: float = Field(10.0, ge=0, description="seconds to wait for Redis at the start before giving up")
+    queue: str = Field("default", description="the queue to serve")
+    partition: int = Field(0, ge=0, description="the partition of the queue to serve")
+    name: str = Field(default_factory=socket.gethostname, description="this worker's name; made unique by its start")
+
+    max_rows: int = Field(64, ge=1, description="seats in the batch: jobs decoded at once")
+    token_budget: int = Field(512, ge=1, description="most tokens in a step, prompts and decodes together")
+    page_size: int = Field(32, description="tokens a page of K/V memory: 16, 32, 64 or 128")
+    num_pages: int | None = Field(None, description="pages in the pool; by default from rows, length and free memory")
+    max_len: int | None = Field(None, description="longest job, prompt and output, in tokens; the model's by default")
+    watermark: float = Field(0.02, ge=0, lt=1, description="share of the pool that admission leaves free")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
+    deterministic: bool = Field(False, description="the same tokens whatever else is in the batch")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a step; all cores by default")
+
+    lease_s: float = Field(15.0, ge=1, description="seconds without renewal after which others may take a job over")
+    flush_interval_s: float = Field(0.025, gt=0, le=1, description="seconds between two publications of a job's tokens")
+    drain_grace_s: float = Field(30.0, ge=0, description="seconds that running jobs get to end after SIGTERM")
+    max_unpublished: int = Field(65_536, ge=1, description="tokens held while Redis is away before decoding pauses")
+    health_file: Path | None = Field(None, description="touched while all is well; `python -m worker health` reads it")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+    traceback: bool = Field(False, description="show where an error of the start came from")
+
+    @property
+    def renew_s(self) -> float:
+        """Seconds between two renewals: two may fail before the lease runs out."""
+        return self.lease_s / 3
+
+    @property
+    def reclaim_s(self) -> float:
+        """Seconds between two looks for jobs of lost workers: they wait at most lease + this for a new owner."""
+        return self.lease_s / 3
+
+    @property
+    def served_name(self) -> str:
+        """The model's name for jobs and readers."""
+        return self.model_name or Path(self.model).name
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """The engine's settings as plain values."""
+        return {name: getattr(self, name) for name in ENGINE_FIELDS}
+
+
+def read_settings(arguments: list[str], **given: Any) -> Settings:
+    """Settings from flags (`arguments`), the environment and the file named by SLIPSTREAM_CONFIG; `given` over all.
+
+    Raises InvalidSettings. `--help` and a flag that is not known print what argparse prints and exit, 0 or 2.
+    """
+    try:
+        return Settings(_cli_parse_args=arguments, **{**_from_file(), **given})  # type: ignore[call-arg]
+    except ValidationError as error:
+        lines = [_explain(found) for found in error.errors(include_url=False)]
+        raise InvalidSettings("; ".join(lines)) from None
+    except SettingsError as error:
+        raise InvalidSettings(str(error)) from None
+
+
+def _from_file() -> dict[str, Any]:
+    """The settings of the TOML file, less what the environment sets too."""
+    path = os.environ.get("SLIPSTREAM_CONFIG")
+    if not path:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidSettings(f"SLIPSTREAM_CONFIG={path} can't be read: {error}") from None
+    unknown = sorted(set(found) - set(Settings.model_fields))
+    if unknown:
+        raise InvalidSettings(
+            f"{path}: unknown settings {', '.join(unknown)}; known: {', '.join(Settings.model_fields)}"
+        )
+    return {name: value for name, value in found.items() if f"SLIPSTREAM_{name.upper()}" not in os.environ}
+
+
+def _explain(found: Any) -> str:
+    name = ".".join(str(part) for part in found["loc"]) or "settings"
+    if found["type"] == "missing":
+        return f"{name} is not set: give --{name.replace('_', '-')} or SLIPSTREAM_{name.upper()}"
+    return f"{name}: {found['msg'][0].lower()}{found['msg'][1:]}; got {found['input']!r}"
