@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import redis as sync_redis
 import redis.asyncio as async_redis
@@ -19,6 +19,8 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from producer.errors import RedisUnavailable
+
+Client = TypeVar("Client", sync_redis.Redis, async_redis.Redis)
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 TIMEOUT_S = 10.0
@@ -30,39 +32,45 @@ BLOCK_S = 5.0
 
 def connect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> sync_redis.Redis:
     """A pool for commands. Opens nothing yet. Raises RedisUnavailable if `url` is no Redis URL."""
-    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), RESENDS)
-    with speaking_to(url):
-        return sync_redis.Redis.from_url(url, **_settings(timeout_s), retry=retry)
+    return _described(sync_redis.Redis, url, timeout_s, Retry(ExponentialBackoff(cap=1.0, base=0.05), RESENDS))
 
 
 def connect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> sync_redis.Redis:
     """A connection of its own for reads that block up to BLOCK_S: waits longer than they do, and never sends again."""
-    with speaking_to(url):
-        return sync_redis.Redis.from_url(url, **_settings(BLOCK_S + timeout_s), retry=Retry(NoBackoff(), 0))
+    return _described(sync_redis.Redis, url, BLOCK_S + timeout_s, Retry(NoBackoff(), 0))
 
 
 def aconnect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> async_redis.Redis:
     """`connect`, for asyncio."""
-    retry = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), RESENDS)
-    with speaking_to(url):
-        return async_redis.Redis.from_url(url, **_settings(timeout_s), retry=retry)
+    return _described(async_redis.Redis, url, timeout_s, AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), RESENDS))
 
 
 def aconnect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> async_redis.Redis:
     """`connect_to_block`, for asyncio."""
-    with speaking_to(url):
-        return async_redis.Redis.from_url(url, **_settings(BLOCK_S + timeout_s), retry=AsyncRetry(NoBackoff(), 0))
+    return _described(async_redis.Redis, url, BLOCK_S + timeout_s, AsyncRetry(NoBackoff(), 0))
 
 
-def _settings(timeout_s: float) -> dict[str, Any]:
-    return {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": min(5.0, timeout_s),
-        "socket_keepalive": True,
-        "health_check_interval": 30,  # a connection that a firewall dropped while idle is noticed before it is used
-        "decode_responses": False,
-        "protocol": 2,  # 3 answers XREAD in another shape
-    }
+def _described(kind: type[Client], url: str, timeout_s: float, retry: Retry | AsyncRetry) -> Client:
+    """A client of `kind`, with all its settings said."""
+    try:
+        client = kind.from_url(
+            url,
+            retry=retry,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=min(5.0, timeout_s),
+            socket_keepalive=True,
+            health_check_interval=30,  # a connection that a firewall dropped while idle is noticed before it is used
+            decode_responses=False,
+            protocol=2,  # 3 answers XREAD in another shape
+        )
+        pool = client.connection_pool
+        pool.connection_class(
+            **pool.connection_kwargs
+        )  # else a wrong query in the URL is only met by the first command
+    except (ValueError, TypeError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise RedisUnavailable(f"expected a URL like {DEFAULT_URL}, got {redact(url)} ({said}): correct it") from error
+    return client
 
 
 @contextmanager
@@ -70,11 +78,7 @@ def speaking_to(url: str) -> Iterator[None]:
     """Turn redis-py's exceptions into RedisUnavailable."""
     try:
         yield
-    except exceptions.RedisError as error:
-        raise unavailable(url, error) from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and url.startswith(("redis://", "rediss://", "unix://")):
-            raise
+    except (exceptions.RedisError, OSError) as error:
         raise unavailable(url, error) from error
 
 
@@ -83,8 +87,6 @@ def unavailable(url: str, error: Exception) -> RedisUnavailable:
     where = f"Redis at {redact(url)}"
     said = " ".join(str(error).split()) or type(error).__name__
     match error:
-        case ValueError():
-            return RedisUnavailable(f"expected a URL like {DEFAULT_URL}, got {redact(url)}: correct it")
         case exceptions.AuthenticationError():
             return RedisUnavailable(f"{where} refuses the login ({said}): check user and password in its URL")
         case exceptions.NoPermissionError():

@@ -138,7 +138,7 @@ def _unpack(what: str, blob: bytes, limit: int) -> dict[str, Any]:
     is_json = blob[:1] in (b"{", b" ", b"\n", b"\r", b"\t")
     try:
         _check_json(blob) if is_json else _check_msgpack(blob)
-        fields = json.loads(blob, parse_constant=_no_constant) if is_json else msgpack.unpackb(blob)
+        fields = json.loads(blob.decode(), parse_constant=_no_constant) if is_json else msgpack.unpackb(blob)
     except Undecodable:
         raise
     except (ValueError, IndexError, RecursionError, msgpack.exceptions.UnpackException) as error:

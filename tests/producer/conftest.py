@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import redis
 from producer import calls, wire
 from producer.calls import Claim, Delivery, Held, Publication, PublishReply
 from producer.keys import Keys
-from producer.protocol import FinishReason, Job, Result, running_hash
+from producer.protocol import Failure, FinishReason, Job, Result, running_hash
 
 T = TypeVar("T")
 STARTED = wire.encode_started("a test")
@@ -139,3 +140,61 @@ def make_publication() -> Callable[..., Publication]:
 @pytest.fixture
 def make_finish() -> Callable[..., calls.Call[PublishReply]]:
     return finish_call
+
+
+class EchoWorker(threading.Thread):
+    """A worker whose model repeats the prompt, word by word, a token each. Ends when its `with` does."""
+
+    def __init__(self, url: str, keys: Keys) -> None:
+        super().__init__(daemon=True)
+        self._desk = Desk(redis.Redis.from_url(url), keys)
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> EchoWorker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join(10)
+        assert not self.is_alive()
+        self._desk.redis.close()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            if calls.wait_for_work(self._desk.redis, self._desk.keys, 0.05):
+                for delivery in self._desk.pull("echo"):
+                    claim = self._desk.claim(delivery, "echo")
+                    if claim.status == "ok":
+                        self._answer(claim)
+
+    def _answer(self, claim: Claim) -> None:
+        job_id = claim.delivery.job_id
+        words = (wire.decode_job(claim.payload or b"", job_id).prompt or "").split()
+        ids, pieces = list(range(len(words))), [f"{word} " for word in words]
+        for at, token in enumerate(ids):
+            tokens = wire.encode_tokens([token], [pieces[at]], running_hash(0, ids[: at + 1]))
+            self._desk.run(calls.publish(self._desk.keys, "echo", [Publication(job_id, claim.epoch, at, 1, tokens)]))
+        failed = "fail" in words
+        reason: FinishReason = "failed" if failed else "stop"
+        error = Failure(code="asked_to", message="the prompt says so") if failed else None
+        result = Result(job_id=job_id, finish_reason=reason, text="".join(pieces), token_ids=tuple(ids), error=error)
+        self._desk.run(
+            calls.finish(
+                self._desk.keys,
+                claim.delivery,
+                "echo",
+                claim.epoch,
+                start=len(ids),
+                ended=wire.encode_ended(reason, error),
+                result=wire.encode_result(result),
+                reason=reason,
+            )
+        )
+
+
+@pytest.fixture
+def echo_worker(redis_url: str) -> Iterator[EchoWorker]:
+    """A worker on queue `test` that answers each job with its own prompt."""
+    with EchoWorker(redis_url, Keys("test")) as worker:
+        yield worker

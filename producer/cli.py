@@ -1,0 +1,265 @@
+"""The command line `slipstream`: submit a job, follow it, get its result, cancel it, look at it.
+
+Text goes to standard output and everything about it to standard error, so that output can be piped; with --json,
+standard output is one JSON object per line. Whatever goes wrong is one line and an exit code (EXIT_CODES).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from producer import errors
+from producer.client import Producer
+from producer.connection import DEFAULT_URL
+from producer.keys import LANES
+from producer.protocol import Ended, Event, FinishReason, Tokens
+from producer.submission import JobFields
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    the job failed, or lies among the dead letters
+  2    bad input: a flag, a field of the job, an id
+  3    Redis does not answer, or refuses
+  4    no such job, or its result is kept no longer
+  5    not ended within --timeout; the job goes on
+  6    the queue is full
+  7    the job was cancelled, or its deadline passed
+  130  interrupted; the job goes on
+"""
+OF_ERROR: dict[type[errors.SlipstreamError], int] = {
+    errors.InvalidJob: 2,
+    errors.IdempotencyConflict: 2,
+    errors.RedisUnavailable: 3,
+    errors.JobUnknown: 4,
+    errors.ResultTimeout: 5,
+    errors.QueueFull: 6,
+}
+OF_REASON: dict[FinishReason, int] = {"stop": 0, "length": 0, "failed": 1, "dead": 1, "cancelled": 7, "expired": 7}
+INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Where the queue is, and how to speak to whoever called."""
+
+    url: str
+    queue: str
+    partitions: int
+    as_json: bool
+    traceback: bool
+
+    def open(self) -> Producer:
+        """A client of the queue."""
+        return Producer(self.url, queue=self.queue, partitions=self.partitions)
+
+    def say(self, text: str, /, **fields: Any) -> None:
+        """One answer on standard output: `text`, or `fields` where JSON is wanted."""
+        click.echo(json.dumps(fields, ensure_ascii=False) if self.as_json else text)
+
+
+SETUP = (
+    click.Option(
+        ["--redis", "url"],
+        default=DEFAULT_URL,
+        show_default=True,
+        metavar="URL",
+        envvar="SLIPSTREAM_REDIS",
+        show_envvar=True,
+    ),
+    click.Option(["--queue"], default="default", show_default=True, envvar="SLIPSTREAM_QUEUE", show_envvar=True),
+    click.Option(
+        ["--partitions"],
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        envvar="SLIPSTREAM_PARTITIONS",
+        show_envvar=True,
+    ),
+    click.Option(["--json", "as_json"], is_flag=True, help="Answer in JSON, one object per line."),
+    click.Option(["--traceback"], is_flag=True, help="Show where an error came from."),
+)
+
+
+class QueueCommand(click.Command):
+    """A command with the options of SETUP, gathered in its argument `setup`, and whose failures are one line."""
+
+    def __init__(self, name: str | None, params: list[click.Parameter], **more: Any) -> None:
+        super().__init__(name, params=[*params, *SETUP], **more | {"epilog": EXIT_CODES})
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; turn an error into its line and its exit code."""
+        setup = Setup(**{field.name: ctx.params.pop(field.name) for field in dataclasses.fields(Setup)})
+        ctx.params["setup"] = setup
+        try:
+            return super().invoke(ctx)
+        except errors.SlipstreamError as error:
+            if setup.traceback:
+                raise
+            if setup.as_json:
+                setup.say("", error=type(error).__name__, message=str(error))
+            click.echo(f"slipstream: {error}", err=True)
+            ctx.exit(next((code for kind, code in OF_ERROR.items() if isinstance(error, kind)), 1))
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(package_name="slipstream")
+def main() -> None:
+    """Generation jobs on a queue: push them, follow their tokens, get their answers."""
+
+
+@main.command(cls=QueueCommand)
+@click.argument("prompt", required=False)
+@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read the prompt from here.")
+@click.option("--messages", metavar="JSON", help='A conversation: [{"role": "user", "content": "..."}].')
+@click.option("--prompt-token-ids", metavar="JSON", help="The prompt as token ids: [1, 2, 3].")
+@click.option("--stream", is_flag=True, help="Follow the tokens as they come.")
+@click.option("--max-tokens", type=int)
+@click.option("--min-tokens", type=int)
+@click.option("--temperature", type=float, help="0 is greedy.")
+@click.option("--top-k", type=int, help="0 keeps all.")
+@click.option("--top-p", type=float)
+@click.option("--min-p", type=float)
+@click.option("--seed", type=int)
+@click.option("--stop", multiple=True, help="End before this text. May be given several times.")
+@click.option("--stop-token-id", "stop_token_ids", type=int, multiple=True, help="May be given several times.")
+@click.option("--ignore-eos", is_flag=True, default=None, help="Go on past the model's end of sequence.")
+@click.option("--model", help="Fail unless the workers serve this model.")
+@click.option("--lane", type=click.Choice(LANES))
+@click.option("--tenant")
+@click.option("--result-ttl", type=float, metavar="SECONDS", help="Keep events and result this long after the end.")
+@click.option("--id", help="Your own id, <partition>.<tenant>.<random>; a second submit under it is the same job.")
+def submit(setup: Setup, stream: bool, **given: Any) -> None:
+    """Submit a job and print its id, or with --stream its text.
+
+    The prompt is PROMPT, a --file, or standard input (also PROMPT `-`); one newline at its end is not part of it.
+    """
+    fields = _prompt(given.pop("prompt"), given.pop("file"), given.pop("messages"), given.pop("prompt_token_ids"))
+    fields |= {name: value for name, value in given.items() if value not in (None, ())}
+    with setup.open() as producer:
+        job_id = producer.submit(**cast("JobFields", fields))
+        if not stream:
+            setup.say(job_id, job_id=job_id)
+            return
+        if setup.as_json:
+            setup.say("", kind="submitted", job_id=job_id)
+        else:
+            click.echo(f"job {job_id}", err=True)
+        _follow(setup, producer, job_id)
+
+
+@main.command(cls=QueueCommand)
+@click.argument("job")
+@click.option("--from-offset", type=click.IntRange(0), default=0, help="Begin after this many tokens.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Wait no longer for the end.")
+def stream(setup: Setup, job: str, from_offset: int, timeout: float | None) -> None:
+    """Print a job's text as it comes, from the beginning or an offset, to its end."""
+    with setup.open() as producer:
+        _follow(setup, producer, job, from_offset, timeout)
+
+
+@main.command(cls=QueueCommand)
+@click.argument("job")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Wait no longer for the end.")
+def result(setup: Setup, job: str, timeout: float | None) -> None:
+    """Wait for a job's end and print its whole text."""
+    with setup.open() as producer:
+        found = producer.result(job, timeout)
+    setup.say(found.text, **found.model_dump(mode="json"))
+    _end(setup, found.finish_reason, found.error.message if found.error else None)
+
+
+@main.command(cls=QueueCommand)
+@click.argument("job")
+@click.option("--reason", default="cancelled by its producer", show_default=True, help="What readers are told.")
+def cancel(setup: Setup, job: str, reason: str) -> None:
+    """End a job, queued or running. One that has ended stays as it is (exit code 0 as well: it runs no more)."""
+    with setup.open() as producer:
+        reply = producer.cancel(job, reason)
+    text = f"had ended: {reply.state}" if reply.met == "ended" else f"cancelled, was {reply.met}"
+    setup.say(text, job_id=job, met=reply.met, state=reply.state)
+
+
+@main.command(cls=QueueCommand)
+@click.argument("job")
+def status(setup: Setup, job: str) -> None:
+    """Say where a job stands."""
+    with setup.open() as producer:
+        fields = dataclasses.asdict(producer.status(job))
+    setup.say("\n".join(f"{name:<11} {value}" for name, value in fields.items() if value is not None), **fields)
+
+
+def _prompt(prompt: str | None, file: Path | None, messages: str | None, token_ids: str | None) -> dict[str, Any]:
+    """The one field of the job that says what to go on from. Raises InvalidJob."""
+    if prompt == "-" or (prompt is None and not (file or messages or token_ids) and not sys.stdin.isatty()):
+        prompt = _text(sys.stdin.buffer.read(), "standard input")
+    if file is not None:
+        if prompt is not None:
+            raise errors.InvalidJob("prompt", "PROMPT and --file", "one of them")
+        prompt = _text(file.read_bytes(), str(file))
+    fields = {
+        "prompt": prompt,
+        "messages": _json("messages", messages),
+        "prompt_token_ids": _json("prompt_token_ids", token_ids),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _text(read: bytes, where: str) -> str:
+    try:
+        return read.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise errors.InvalidJob("prompt", f"{where}: {error.reason} at byte {error.start}", "UTF-8 text") from error
+
+
+def _json(field: str, text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise errors.InvalidJob(field, text, f"JSON ({error})") from error
+
+
+def _follow(setup: Setup, producer: Producer, job_id: str, from_offset: int = 0, timeout: float | None = None) -> None:
+    """Print a job's events until its end, and leave with the exit code of that."""
+    offset = from_offset
+    try:
+        for event in producer.stream(job_id, from_offset, timeout=timeout):
+            offset = max(offset, event.offset)
+            if setup.as_json:
+                setup.say("", **_event(event))
+            elif isinstance(event, Tokens):
+                click.echo(event.text, nl=False)
+            if isinstance(event, Ended):
+                if not setup.as_json:
+                    click.echo()
+                _end(setup, event.reason, event.error.message if event.error else None)
+    except KeyboardInterrupt:
+        resume = f"slipstream stream {job_id} --from-offset {offset}"
+        click.echo(f"\nslipstream: interrupted, the job goes on; to go on reading: {resume}", err=True)
+        raise
+
+
+def _event(event: Event) -> dict[str, Any]:
+    """An event for programs: the text of tokens in one piece."""
+    fields = event.model_dump(mode="json", exclude={"pieces", "hash"})
+    return fields | {"text": event.text} if isinstance(event, Tokens) else fields
+
+
+def _end(setup: Setup, reason: FinishReason, message: str | None) -> None:
+    """Leave with the exit code of how the job ended, and say so if that was not well."""
+    code = OF_REASON[reason]
+    if code and not setup.as_json:
+        click.echo(f"slipstream: the job ended as {reason}{f': {message}' if message else ''}", err=True)
+    click.get_current_context().exit(code)
+
+
+if __name__ == "__main__":
+    main()
