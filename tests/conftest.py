@@ -11,7 +11,9 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
+import psutil
 import pytest
 import redis
 
@@ -88,6 +90,18 @@ def wait_for(condition: Callable[[], object], timeout: float, what: str) -> None
         if time.monotonic() > deadline:
             pytest.fail(f"waited {timeout:g} s in vain until {what}")
         time.sleep(0.005)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a session that leaves a process behind: it would hold a port or a core of whoever runs the next one."""
+    names = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # just gone
+            names.append(" ".join(child.cmdline()))  # a zombie has none
+    names = [name for name in names if name and "multiprocessing.resource_tracker" not in name]  # that one ends with us
+    if names:
+        print(f"\nprocesses left behind: {names}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_report_header() -> str:
