@@ -1,6 +1,7 @@
 """The engine's operations, one a file; a table of them per backend. Knows nothing of sequences, jobs or Redis.
 
 table.py            Backend, Ops, ops_for: which implementation runs, chosen once at start
+cpu/                C kernels for CPUs, compiled once a machine
 linear.py           Linear: owns its weight; packing (later quantisation, adapters, sharding) lives there alone
 prepare_batch.py    rows to the flat batch: ids, positions, slots, lengths
 rms_norm.py         RMSNorm, with the residual add

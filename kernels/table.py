@@ -1,13 +1,17 @@
 """The table of operations: a backend is chosen once, and the engine calls what the table holds.
 
-`torch` runs everywhere and is the truth that every other backend is checked against.
+`torch` runs everywhere and is the truth that every other backend is checked against; `c` is for CPUs with a compiler.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import torch
+
+from kernels.cpu.library import CpuKernelsUnavailable
+from kernels.cpu.ops import CpuOps, fits
 from kernels.gather_rows import GatherRows, gather_rows_torch
 from kernels.norm_rope_write import NormRopeWrite, norm_rope_write_torch
 from kernels.paged_attention import (
@@ -27,6 +31,7 @@ class Backend(StrEnum):
     """Where the operations run."""
 
     TORCH = "torch"
+    C = "c"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,32 @@ _TORCH = Ops(
 )
 
 
-def ops_for(backend: Backend) -> Ops:
-    """The table of `backend`."""
-    return {Backend.TORCH: _TORCH}[backend]
+def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
+    """The table of `backend` for tensors of `dtype`. Raises CpuKernelsUnavailable if `c` can't be had here."""
+    if backend is Backend.TORCH:
+        return _TORCH
+    c = CpuOps(dtype)
+    return replace(
+        _TORCH,
+        backend=Backend.C,
+        rms_norm=c.rms_norm,
+        norm_rope_write=c.norm_rope_write,
+        attention_workspace=c.attention_workspace,
+        decode_attention=c.decode_attention,
+        prefill_attention=c.prefill_attention,
+        silu_mul=c.silu_mul,
+    )
+
+
+def best_ops(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Ops, str | None]:
+    """The fastest table for a model on this machine, and why it is not a faster one (None: it is the fastest).
+
+    sizes: the widths of the model's rows, heads last.
+    """
+    odd = fits(dtype, sizes)
+    if odd is not None:
+        return _TORCH, odd
+    try:
+        return ops_for(Backend.C, dtype), None
+    except CpuKernelsUnavailable as error:
+        return _TORCH, str(error)

@@ -22,6 +22,7 @@ ENGINE_FIELDS = (
     "max_len",
     "watermark",
     "dtype",
+    "backend",
     "deterministic",
     "threads",
 )
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
     max_len: int | None = Field(None, description="longest job, prompt and output, in tokens; the model's by default")
     watermark: float = Field(0.02, ge=0, lt=1, description="share of the pool that admission leaves free")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
+    backend: Literal["auto", "c", "torch"] = Field("auto", description="of the operations; auto: the fastest here")
     deterministic: bool = Field(False, description="the same tokens whatever else is in the batch")
     threads: int | None = Field(None, ge=1, description="CPU threads of a step; all cores by default")
 

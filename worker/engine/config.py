@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from kernels.paged_attention import KEY_BLOCK
+from kernels.table import Backend
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PAGE_SIZES = (16, 32, 64, 128)
@@ -28,6 +29,7 @@ class EngineConfig:
     watermark      share of the pool that admitting a sequence leaves free, so that running ones can grow
     dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
                    bfloat16, float16, float32
+    backend        of the operations: auto (c where it can be had, else torch), c, torch
     deterministic  a token's values do not depend on what else is in the batch
     threads        of the CPU that a step may use; None: all cores this process may run on
     """
@@ -39,6 +41,7 @@ class EngineConfig:
     max_len: int | None = None
     watermark: float = 0.02
     dtype: str = "auto"
+    backend: str = "auto"
     deterministic: bool = False
     threads: int | None = None
 
@@ -61,6 +64,7 @@ class EngineConfig:
         self._expect(self.max_len is None or self.max_len >= 2, "max_len", self.max_len, "at least 2")
         self._expect(0.0 <= self.watermark < 1.0, "watermark", self.watermark, "in [0, 1)")
         self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
+        self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c or torch")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._expect(
             self.threads is None or 1 <= self.threads <= cores,

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from kernels.cpu.library import CpuKernelsUnavailable
 from kernels.linear import can_pack
-from kernels.table import Backend, ops_for
+from kernels.table import Backend, Ops, best_ops, ops_for
 from worker.engine.config import ConfigError, EngineConfig
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
@@ -76,13 +77,13 @@ class EngineStats:
 class Engine:
     """Continuous batching of one model. Not thread-safe: one loop owns it."""
 
-    def __init__(
-        self, model: ModelConfig, decoder: Decoder, config: EngineConfig, num_pages: int, max_len: int
-    ) -> None:
+    def __init__(self, decoder: Decoder, ops: Ops, config: EngineConfig, num_pages: int, max_len: int) -> None:
         """Use from_pretrained. num_pages and max_len (tokens) are resolved."""
-        self.model, self.config, self.max_len = model, config, max_len
+        self.model = model = decoder.config
+        self.config, self.max_len = config, max_len
         self.stats = EngineStats()
-        ops = ops_for(Backend.TORCH)
+        self.backend = ops.backend
+        self.slower_because: str | None = None  # why no faster backend runs
         self._decoder = decoder
         self._pool = PagePool(num_pages, config.page_size)
         self._scheduler = Scheduler(config, self._pool)
@@ -109,9 +110,11 @@ class Engine:
         num_pages = config.num_pages or _default_pages(config, shape, dtype, max_len)
         max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
-            ops = ops_for(Backend.TORCH)
+            ops, slower_because = _ops(config, shape, dtype)
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
-            return cls(shape, decoder, config, num_pages, max_len)
+            engine = cls(decoder, ops, config, num_pages, max_len)
+            engine.slower_because = slower_because
+            return engine
 
     def add(
         self,
@@ -198,6 +201,8 @@ class Engine:
         """What there is of what, as plain values: for logs, and for whoever feeds this engine."""
         return {
             "architecture": self.model.architecture,
+            "backend": self.backend.value,
+            "slower_because": self.slower_because,
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
             "vocab_size": self.model.vocab_size,
             "max_rows": self.config.max_rows,
@@ -299,6 +304,16 @@ def _dtype(asked: str, checkpoint: str) -> torch.dtype:
     if asked == "auto" and dtype != torch.float32 and not can_pack(torch.device("cpu"), dtype):
         return torch.float32
     return dtype
+
+
+def _ops(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> tuple[Ops, str | None]:
+    """The backend asked for, or the best there is, and why no better one."""
+    if config.backend == "auto":
+        return best_ops(dtype, (model.hidden_size, model.intermediate_size, model.head_dim))
+    try:
+        return ops_for(Backend(config.backend), dtype), None
+    except CpuKernelsUnavailable as error:
+        raise ConfigError(f"backend c can't be had here: {error}; give --backend auto or torch") from None
 
 
 def _max_len(config: EngineConfig, model: ModelConfig) -> int:

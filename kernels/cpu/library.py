@@ -1,0 +1,87 @@
+"""The C kernels as a shared library: compiled once for this machine, kept in a cache, loaded with ctypes.
+
+Needs a C compiler at the first start only (an image compiles at its build). Where there is none, or nothing can be
+written, the caller falls back to torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCES = ("vectors.h", "attention.c", "layers.c")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
+ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}
+
+
+class CpuKernelsUnavailable(Exception):
+    """The C kernels can't be had here; says why."""
+
+
+@cache
+def load(element: str) -> ctypes.CDLL:
+    """The library for one element type, compiled if it is not in the cache. Import torch first: it brings OpenMP.
+
+    Raises CpuKernelsUnavailable.
+    """
+    if element not in ELEMENTS:
+        raise CpuKernelsUnavailable(f"the C kernels are for {' and '.join(ELEMENTS)}, not for {element}")
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    path = cache_directory() / f"{_key(element, compiler)}.so"
+    if not path.exists():
+        _compile(element, compiler, path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CpuKernelsUnavailable(f"{path} can't be loaded: {error}") from None
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: SLIPSTREAM_KERNEL_CACHE, else slipstream/ in the user's cache."""
+    given = os.environ.get("SLIPSTREAM_KERNEL_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "slipstream"
+
+
+def _key(element: str, compiler: str | None) -> str:
+    """Names what the library depends on: sources, flags, compiler, and the processor that `native` means."""
+    digest = hashlib.sha256(repr((FLAGS, ELEMENTS[element], compiler and Path(compiler).resolve())).encode())
+    for name in SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    digest.update(_processor().encode())
+    return f"cpu-{element}-{digest.hexdigest()[:16]}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "\n".join(
+        sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    )
+
+
+def _compile(element: str, compiler: str | None, path: Path) -> None:
+    if compiler is None:
+        raise CpuKernelsUnavailable("no C compiler (cc, gcc or clang) on PATH, and no compiled kernels in the cache")
+    sources = [str(Path(__file__).parent / name) for name in SOURCES if name.endswith(".c")]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            built = Path(scratch) / path.name
+            command = [compiler, *FLAGS, *ELEMENTS[element], *sources, "-o", str(built), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            built.replace(path)  # whole or not at all, also where two workers start at once
+    except OSError as error:
+        raise CpuKernelsUnavailable(f"{path.parent} can't be written ({error}); set SLIPSTREAM_KERNEL_CACHE") from None
+    except subprocess.CalledProcessError as error:
+        first = (error.stderr or "").strip().splitlines()[:1]
+        raise CpuKernelsUnavailable(f"{compiler} could not compile the C kernels: {' '.join(first)}") from None

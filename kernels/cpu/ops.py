@@ -1,0 +1,156 @@
+"""The table's operations in C, for fp32 and bf16 on a CPU. Same signatures as their torch references, checked here.
+
+Rows and heads must be whole vectors of 16; `fits` says so before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.library import load
+from kernels.prepare_batch import FlatBatch
+
+LANES = 16
+
+
+def fits(dtype: torch.dtype, sizes: tuple[int, ...]) -> str | None:
+    """Why a model can't run on the C kernels, or None. sizes: the widths of its rows, heads last."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"the C kernels take float32 and bfloat16, not {dtype}"
+    odd = [size for size in sizes if size % LANES]
+    if odd or sizes[-1] > 256:
+        return f"the C kernels take sizes that are multiples of {LANES} and heads up to 256; got {sizes}"
+    return None
+
+
+class CpuOps:
+    """One element type's kernels."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """Raises CpuKernelsUnavailable."""
+        self.dtype = dtype
+        library = load(str(dtype).removeprefix("torch."))
+        pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+        self._attention = library.attention
+        self._attention.argtypes = [pointer] * 6 + [integer] * 7 + [real, real, integer]
+        self._rms_norm = library.rms_norm
+        self._rms_norm.argtypes = [pointer] * 4 + [integer] * 2 + [real]
+        self._silu_mul = library.silu_mul
+        self._silu_mul.argtypes = [pointer] * 2 + [integer] * 2
+        self._norm_rope_write = library.norm_rope_write
+        self._norm_rope_write.argtypes = [pointer] * 8 + [integer] * 5 + [real]
+        for function in (self._rms_norm, self._silu_mul, self._norm_rope_write):
+            function.restype = None
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, /, residual: Tensor | None = None) -> Tensor:
+        """See RmsNorm."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        shared = None if residual is None else residual.data_ptr()
+        self._rms_norm(x.data_ptr(), shared, weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], eps)
+        return out
+
+    def silu_mul(self, gate_up: Tensor, /) -> Tensor:
+        """See SiluMul."""
+        rows, width = gate_up.shape
+        out = torch.empty(rows, width // 2, dtype=gate_up.dtype)
+        self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width // 2)
+        return out
+
+    def norm_rope_write(
+        self,
+        qkv: Tensor,
+        kv: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        cos_sin: Tensor,
+        /,
+        *,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+        kv_scales: tuple[float, float] | None = None,
+    ) -> Tensor:
+        """See NormRopeWrite."""
+        assert kv_scales is None, "quantised K/V has no C kernel yet"
+        _, _, kv_heads, page_size, D = kv.shape
+        heads = qkv.shape[1] // D - 2 * kv_heads
+        q = torch.empty(qkv.shape[0], heads, D, dtype=qkv.dtype)
+        self._norm_rope_write(
+            qkv.data_ptr(),
+            kv.data_ptr(),
+            positions.data_ptr(),
+            slot_mapping.data_ptr(),
+            cos_sin.data_ptr(),
+            None if q_norm is None else q_norm.data_ptr(),
+            None if k_norm is None else k_norm.data_ptr(),
+            q.data_ptr(),
+            qkv.shape[0],
+            heads,
+            kv_heads,
+            page_size,
+            D,
+            eps,
+        )
+        return q
+
+    def attention_workspace(self, batch: FlatBatch, kv_shape: tuple[int, ...], /, *, deterministic: bool) -> FlatBatch:
+        """See AttentionWorkspace: the batch with its tensors contiguous. There is one order, the fixed one."""
+        return replace(batch, page_table=batch.page_table.contiguous())
+
+    def decode_attention(
+        self, q: Tensor, kv: Tensor, batch: FlatBatch, workspace: Any, out: Tensor, /, **how: Any
+    ) -> None:
+        """See Attention."""
+        self._attend(q, kv, workspace, out, 0, batch.num_decode, **how)
+
+    def prefill_attention(
+        self, q: Tensor, kv: Tensor, batch: FlatBatch, workspace: Any, out: Tensor, /, **how: Any
+    ) -> None:
+        """See Attention."""
+        self._attend(q, kv, workspace, out, batch.num_decode, len(batch.seq_lens), **how)
+
+    def _attend(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        batch: FlatBatch,
+        out: Tensor,
+        first_row: int,
+        last_row: int,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        kv_scales: tuple[float, float] | None = None,
+    ) -> None:
+        assert kv_scales is None, "quantised K/V has no C kernel yet"
+        assert q.is_contiguous()
+        assert kv.is_contiguous()
+        assert out.is_contiguous()
+        _, _, kv_heads, page_size, D = kv.shape
+        failed = self._attention(
+            q.data_ptr(),
+            kv.data_ptr(),
+            batch.query_start.data_ptr(),
+            batch.seq_lens.data_ptr(),
+            batch.page_table.data_ptr(),
+            out.data_ptr(),
+            first_row,
+            last_row,
+            batch.page_table.shape[1],
+            q.shape[1],
+            kv_heads,
+            page_size,
+            D,
+            scale,
+            soft_cap or 0.0,
+            window or 0,
+        )
+        if failed:
+            raise MemoryError("attention: no memory for its work list")

@@ -1,0 +1,88 @@
+// Vectors of 16 floats, in the compiler's own terms: AVX-512, AVX2 or NEON come out of one source.
+//
+// A file that includes this is compiled once per element type: ELEMENT is float or, as bits, bf16.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+typedef float vf __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf splat(float x) { return (vf){} + x; }
+INLINE vf choose(vi where, vf yes, vf no) { return (vf)((where & (vi)yes) | (~where & (vi)no)); }
+
+#ifdef ELEMENT_BF16
+typedef uint16_t element;
+INLINE vf load(const element *p) {
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+INLINE void store(element *p, vf x) {  // round to nearest, ties to even; NaN stays NaN
+    vu bits = (vu)x;
+    vu rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    vh h = __builtin_convertvector((vu)choose((vi)(x != x), (vf)((vu){} + 0x7FC0u), (vf)rounded), vh);
+    memcpy(p, &h, sizeof h);
+}
+INLINE vf rounded(vf x) {  // to what an element can hold
+    vu bits = (vu)x;
+    return choose((vi)(x != x), x, (vf)((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u));
+}
+#else
+typedef float element;
+INLINE vf load(const element *p) {
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE void store(element *p, vf x) { memcpy(p, &x, sizeof x); }
+INLINE vf rounded(vf x) { return x; }
+#endif
+
+INLINE vf load_float(const float *p) {
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+// The sum of the lanes, always in the same order.
+INLINE float sum(vf x) {
+    float lane[LANES];
+    memcpy(lane, &x, sizeof x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+INLINE float highest(vf x) {
+    float lane[LANES];
+    memcpy(lane, &x, sizeof x);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+// e^x to about one unit in the last place: 2^n times a polynomial over [-ln2/2, ln2/2]. 0 below -87.3 and for -inf.
+INLINE vf exponential(vf x) {
+    vf clamped = choose((vi)(x > splat(88.0f)), splat(88.0f), x);
+    vi tiny = (vi)(x < splat(-87.3f));
+    clamped = choose(tiny, splat(0.0f), clamped);
+    vf shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are n
+    vi n = (vi)shifted - 0x4B400000;
+    vf whole = shifted - 12582912.0f;
+    vf r = clamped - whole * 0.693359375f;
+    r = r - whole * -2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return choose(tiny, splat(0.0f), (vf)((vi)p + (n << 23)));
+}
