@@ -15,6 +15,10 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=10s --start-period=300s --retries=4 CMD ["python", "-m", "worker", "health"]
 ENTRYPOINT ["python", "-m", "worker"]
 WORKDIR /app
+# The C kernels are compiled for the processor they meet, at a worker's first start; Triton compiles its launchers.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 slipstream \
  && pip install "pip>=25.1"
 COPY pyproject.toml requirements.lock ./
@@ -25,11 +29,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
  && grep -v "^triton==" requirements.lock > cuda.lock
 
 
-# Triton compiles its launchers with the machine's C compiler.
 FROM base AS worker
-RUN apt-get update \
- && apt-get install -y --no-install-recommends gcc libc6-dev \
- && rm -rf /var/lib/apt/lists/*
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 RUN pip install -c cuda.lock -r own.txt --group worker

@@ -169,6 +169,14 @@ def test_a_stopped_worker_has_time_to_drain():
 
 
 @pytest.mark.parametrize("image", IMAGES)
+def test_an_image_can_compile_what_the_worker_compiles_at_its_start(image: str):
+    """A C compiler is in the image, and the worker's user has a home to keep the result in."""
+    commands = " ".join(rest_of(image, "RUN"))
+    assert re.search(r"apt-get install .*\bgcc\b.*\blibc6-dev\b", commands)
+    assert re.search(r"useradd .*--create-home", commands)
+
+
+@pytest.mark.parametrize("image", IMAGES)
 def test_an_image_does_not_run_as_root(image: str):
     """The last USER is one that the image makes."""
     user = last_of(image, "USER")
