@@ -1,0 +1,370 @@
+"""Random schedules over the real scripts: three workers, leases that may be over at any moment, replies that get lost.
+
+A schedule is a seed. A book beside Redis (`Truth`) says who owns each job by what the scripts have answered; each reply
+is held against it, and at the end every job's events are read to the token. SLIPSTREAM_FUZZ_SEEDS: how many seeds run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import fakeredis
+import pytest
+
+from producer import calls, wire
+from producer.calls import Call, Claim, Delivery, Held, Publication, ReclaimCursor
+from producer.follow import EventCursor
+from producer.keys import Keys
+from producer.protocol import Job, Result, running_hash
+
+SEEDS = int(os.environ.get("SLIPSTREAM_FUZZ_SEEDS", "300"))
+BLOCK = 25
+LANES = ("high", "normal", "low")
+
+
+def token(job_id: str, offset: int) -> int:
+    """The one right token of a job at an offset."""
+    return (int(job_id[-8:]) * 7919 + offset * 104_729) % 50_000
+
+
+def right(job_id: str, start: int, stop: int) -> list[int]:
+    return [token(job_id, offset) for offset in range(start, stop)]
+
+
+@dataclass
+class Work:
+    """A claimed job as its worker sees it, right or wrong."""
+
+    delivery: Delivery
+    epoch: int
+    offset: int
+
+
+@dataclass
+class Truth:
+    """What is so, by the answers given."""
+
+    owner: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    length: dict[str, int] = field(default_factory=dict)
+
+
+class Schedule:
+    """One seed's walk. Everything random comes from `chance`, so a seed is a schedule."""
+
+    def __init__(self, redis: Any, seed: int) -> None:
+        self.redis, self.keys, self.chance = redis, Keys("fuzz"), random.Random(seed)
+        self.truth = Truth()
+        self.workers: dict[str, dict[str, Work]] = {name: {} for name in "ABC"}
+        self.unclaimed: dict[str, list[Delivery]] = {name: [] for name in "ABC"}
+        self.recover: set[str] = set()
+        self.cursors = {name: ReclaimCursor() for name in "ABCZ"}
+        self.readers: dict[str, EventCursor] = {}
+        self.read: dict[str, list[int]] = {}
+        self.sent: list[tuple[str, list[Publication], Call[Any]]] = []
+        self.log: list[str] = []
+
+    def run(self, call: Call[Any]) -> Any:
+        """Run a call, now and then twice: the first reply was lost on the way and the same call is sent again."""
+        if self.chance.random() < 0.02:
+            self.redis.script_flush()
+        answer = calls.run(self.redis, call)
+        if self.chance.random() < 0.15:
+            again = calls.run(self.redis, call)
+            self.note(f"  sent again: {answer} -> {again}")
+            if call.script.name in ("publish", "finish"):
+                self.same_or_already(answer, again)
+            elif call.script.name != "enqueue":
+                assert again == answer, "a re-sent call got another answer"
+        return answer
+
+    def same_or_already(self, answer: Any, again: Any) -> None:
+        pairs = zip(answer, again, strict=True) if isinstance(answer, list) else [(answer, again)]
+        for first, second in pairs:
+            expected = {"ok": ("ok", "already")}.get(first.status, (first.status,))
+            assert second.status in expected, (first, second)
+            assert second.offset == first.offset
+
+    def note(self, line: str) -> None:
+        self.log.append(line)
+
+    # What can happen.
+
+    def submit(self, _: str) -> None:
+        job = Job(prompt="x", lane=self.chance.choice(LANES), id=f"0.default.job-{len(self.truth.length):08d}")
+        self.run(calls.enqueue(self.keys, job))
+        self.truth.owner[job.id], self.truth.length[job.id] = None, self.chance.randint(0, 7)
+
+    def pull(self, name: str) -> None:
+        held = self.held(name) if name in self.recover else None
+        room = self.chance.randint(1, 2)
+        call = calls.pull(self.keys, name, room, held=held)
+        deliveries = calls.run(self.redis, call).deliveries
+        assert len(deliveries) <= room
+        if self.chance.random() < 0.15:
+            self.note("  reply lost")
+            self.recover.add(name)
+            return
+        self.recover.discard(name)
+        self.unclaimed[name] += deliveries
+
+    def reclaim(self, name: str) -> None:
+        reclaimed = calls.run(
+            self.redis, calls.reclaim(self.keys, name, 0, self.cursors[name], self.chance.randint(1, 2))
+        )
+        self.cursors[name] = reclaimed.cursor
+        if self.chance.random() < 0.85:
+            self.unclaimed[name] += reclaimed.deliveries
+
+    def claim(self, name: str) -> None:
+        if not self.unclaimed[name]:
+            return
+        delivery = self.unclaimed[name].pop(0)
+        claim = self.run(calls.claim(self.keys, delivery, name, wire.encode_started(name)))
+        self.note(f"  {name} {delivery.job_id}: {claim.status} {claim.epoch} at {claim.offset}")
+        self.claimed(name, claim)
+
+    def claimed(self, name: str, claim: Claim) -> None:
+        job_id = claim.delivery.job_id
+        if claim.status == "gone":
+            assert job_id in self.truth.ended or claim.delivery.entry != self.entry(job_id)
+            return
+        if claim.status == "lost":
+            return
+        assert job_id not in self.truth.ended, "an ended job was claimed"
+        before = [token_id for blob in claim.tokens for token_id in wire.decode_tokens(blob, 10**6).token_ids]
+        assert before == right(job_id, 0, claim.offset), "the claim brings other tokens than were published"
+        self.truth.owner[job_id] = (name, claim.epoch)
+        self.workers[name][job_id] = Work(claim.delivery, claim.epoch, claim.offset)
+        decided = self.run(calls.resolve(self.keys, job_id, claim.epoch, name, f"by {name}".encode(), "model"))
+        assert decided.status == "ok"
+        assert decided.blob == (claim.resolved or f"by {name}".encode()), "what was decided was decided again"
+
+    def publish(self, name: str) -> None:
+        works = list(self.workers[name].values())
+        if not works:
+            return
+        items = [self.publication(work) for work in works]
+        call = calls.publish(self.keys, name, items)
+        replies = self.run(call)
+        self.sent.append((name, items, call))
+        lost = self.chance.random() < 0.15
+        for work, item, reply in zip(works, items, replies, strict=True):
+            self.note(f"  {name} {item.job_id} {item.start}+{item.count}: {reply.status} {reply.offset}")
+            self.judge(name, work, reply.status)
+            if lost:
+                continue
+            if reply.status == "fenced":
+                del self.workers[name][item.job_id]
+            else:
+                work.offset = reply.offset
+
+    def replay(self, _: str) -> None:
+        """A publish of long ago arrives once more: a zombie's, or delayed on the way."""
+        if not self.sent:
+            return
+        name, items, call = self.chance.choice(self.sent)
+        for item, reply in zip(items, calls.run(self.redis, call), strict=True):
+            owns = self.truth.owner[item.job_id] == (name, item.epoch)
+            assert (reply.status != "fenced") == owns
+            assert item.count == 0 or reply.status != "ok", "old tokens went in twice"
+
+    def publication(self, work: Work) -> Publication:
+        job_id = work.delivery.job_id
+        count = min(self.chance.randint(0, 3), self.truth.length[job_id] - work.offset)
+        ids = right(job_id, work.offset, work.offset + count)
+        return Publication(job_id, work.epoch, work.offset, count, blob(job_id, work.offset, ids) if ids else None)
+
+    def judge(self, name: str, work: Work, status: str) -> None:
+        """The owner, and nobody else, is let in."""
+        owns = self.truth.owner[work.delivery.job_id] == (name, work.epoch)
+        assert (status != "fenced") == owns, (
+            f"{status} for {name}, the owner is {self.truth.owner[work.delivery.job_id]}"
+        )
+
+    def finish(self, name: str) -> None:
+        for work in list(self.workers[name].values()):
+            job_id = work.delivery.job_id
+            if self.truth.length[job_id] - work.offset > 2:
+                continue
+            ids = right(job_id, work.offset, self.truth.length[job_id])
+            reply = self.run(finish(self.keys, work, name, ids))
+            self.note(f"  {name} {job_id} {work.offset}+{len(ids)}: {reply.status} {reply.offset}")
+            if reply.status == "already":
+                assert self.truth.ended[job_id] == f"{name} {work.epoch}"
+            else:
+                self.judge(name, work, reply.status)
+            if reply.status == "ok":
+                self.truth.owner[job_id], self.truth.ended[job_id] = None, f"{name} {work.epoch}"
+            if reply.status == "gap":
+                work.offset = reply.offset
+            elif self.chance.random() < 0.8:
+                del self.workers[name][job_id]
+
+    def renew(self, name: str) -> None:
+        held = [Held(work.delivery, work.epoch) for work in self.workers[name].values()]
+        held += [Held(delivery, None) for delivery in self.unclaimed[name]]
+        for item, kept in zip(held, self.run(calls.renew(self.keys, name, held)), strict=True):
+            job_id = item.delivery.job_id
+            if item.epoch is not None and kept:
+                assert self.truth.owner[job_id] == (name, item.epoch), "the lease of another's job was renewed"
+            if item.epoch is not None and not kept:
+                del self.workers[name][job_id]
+
+    def hand_back(self, name: str) -> None:
+        for job_id, work in list(self.workers[name].items()):
+            if self.chance.random() < 0.5:
+                (given,) = self.run(calls.hand_back(self.keys, name, [Held(work.delivery, work.epoch)]))
+                if self.truth.owner[job_id] == (name, work.epoch) and given:
+                    self.truth.owner[job_id] = None
+                del self.workers[name][job_id]
+
+    def cancel(self, _: str) -> None:
+        if self.truth.length and self.chance.random() < 0.3:
+            job_id = self.chance.choice(list(self.truth.length))
+            reply = self.run(calls.cancel(self.keys, job_id))
+            assert (reply.met == "ended") == (job_id in self.truth.ended)
+            if reply.met != "ended":
+                self.truth.owner[job_id], self.truth.ended[job_id] = None, "cancel"
+
+    def kill(self, name: str) -> None:
+        """kill -9: the worker's memory is gone, what is pending at it is not."""
+        self.workers[name].clear()
+        self.unclaimed[name].clear()
+        self.recover.discard(name)
+
+    def lose_group(self, _: str) -> None:
+        lane = self.chance.choice(self.keys.lanes)
+        if self.redis.exists(lane):
+            self.redis.xgroup_destroy(lane, "workers")
+
+    def look(self, _: str) -> None:
+        """A reader comes by."""
+        for job_id in self.truth.length:
+            if self.chance.random() < 0.5:
+                self.read_on(job_id)
+
+    # The walk.
+
+    def walk(self) -> None:
+        common = [self.pull, self.reclaim, self.claim, self.claim, self.claim, self.publish, self.publish, self.publish]
+        often = [
+            *common,
+            *common,
+            self.finish,
+            self.finish,
+            self.finish,
+            self.renew,
+            self.look,
+            self.submit,
+            self.submit,
+        ]
+        acts: list[Callable[[str], None]] = [*often, self.hand_back, self.cancel, self.kill, self.replay]
+        self.submit("")
+        for _ in range(self.chance.randint(20, 70)):
+            act = self.lose_group if self.chance.random() < 0.01 else self.chance.choice(acts)
+            name = self.chance.choice("ABC")
+            self.note(f"{name} {act.__name__}")
+            act(name)
+
+    def drain(self) -> None:
+        """The three die; a fourth comes and finishes everything."""
+        for name in "ABC":
+            self.kill(name)
+        self.workers["Z"], self.unclaimed["Z"] = {}, []
+        for _ in range(200):
+            if not any(self.redis.xlen(lane) for lane in self.keys.lanes):
+                return
+            self.note("Z")
+            self.unclaimed["Z"] += calls.run(self.redis, calls.pull(self.keys, "Z", 4)).deliveries
+            self.reclaim("Z")
+            while self.unclaimed["Z"]:
+                self.claim("Z")
+            while self.workers["Z"]:
+                self.publish("Z")
+                self.finish("Z")
+        raise AssertionError("jobs are left that nobody is given")
+
+    def audit(self) -> None:
+        """Each job: one end, every token once, in order and right; nothing is left behind."""
+        for depth in calls.run(self.redis, calls.depth(self.keys)).values():
+            assert (depth.waiting, depth.running) == (0, 0), "an entry is left, or is pending without being there"
+        for job_id, length in self.truth.length.items():
+            self.read_on(job_id)
+            assert self.readers[job_id].ended, f"{job_id} has no end for its reader"
+            events = [wire.decode_event(*entry) for entry in self.redis.xrange(self.keys.tokens(job_id))]
+            assert [event.kind for event in events].count("ended") == 1
+            assert events[-1].kind == "ended", f"something follows the end of {job_id}"
+            whole = [token_id for event in events if event.kind == "tokens" for token_id in event.token_ids]
+            cancelled = self.truth.ended[job_id] == "cancel"
+            assert whole == right(job_id, 0, len(whole) if cancelled else length), f"{job_id}: a gap or a repeat"
+            assert self.read[job_id] == whole, f"the reader of {job_id} saw something else"
+            assert bool(self.redis.exists(self.keys.result(job_id))) == (not cancelled)
+        lasting = {*self.keys.lanes}
+        leaked = [key for key in self.redis.keys("*") if self.redis.ttl(key) == -1 and key.decode() not in lasting]
+        assert not leaked, leaked
+
+    def read_on(self, job_id: str) -> None:
+        cursor = self.readers.setdefault(job_id, EventCursor())
+        entries = self.redis.xrange(self.keys.tokens(job_id), min=f"({cursor.last_entry}")
+        for event in cursor.events(entries):
+            if event.kind == "tokens":
+                self.read.setdefault(job_id, []).extend(event.token_ids)
+                assert event.hash == running_hash(0, right(job_id, 0, event.offset))
+        self.read.setdefault(job_id, [])
+
+    def held(self, name: str) -> list[Delivery]:
+        return [*self.unclaimed[name], *(work.delivery for work in self.workers[name].values())]
+
+    def entry(self, job_id: str) -> str:
+        return (self.redis.hget(self.keys.job(job_id), "entry") or b"").decode()
+
+
+def blob(job_id: str, start: int, ids: list[int]) -> bytes:
+    return wire.encode_tokens(ids, [""] * len(ids), running_hash(0, right(job_id, 0, start + len(ids))))
+
+
+def finish(keys: Keys, work: Work, name: str, ids: list[int]) -> Call[calls.PublishReply]:
+    job_id = work.delivery.job_id
+    result = Result(job_id=job_id, finish_reason="stop", text="", token_ids=tuple(ids))
+    return calls.finish(
+        keys,
+        work.delivery,
+        name,
+        work.epoch,
+        start=work.offset,
+        count=len(ids),
+        tokens=blob(job_id, work.offset, ids) if ids else None,
+        ended=wire.encode_ended("stop"),
+        result=wire.encode_result(result),
+        reason="stop",
+    )
+
+
+def play(redis: Any, seed: int) -> None:
+    schedule = Schedule(redis, seed)
+    try:
+        schedule.walk()
+        schedule.drain()
+        schedule.audit()
+    except Exception as error:
+        raise AssertionError(f"seed {seed}: {error}\n" + "\n".join(schedule.log[-60:])) from error
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_no_schedule_loses_doubles_or_reorders_a_token(first):
+    """On fakeredis, for each seed of the block: every job ends once, with every token once."""
+    for seed in range(first, min(first + BLOCK, SEEDS)):
+        with fakeredis.FakeRedis(server=fakeredis.FakeServer()) as redis:
+            play(redis, seed)
+
+
+def test_no_schedule_does_so_on_redis_either(redis_client):
+    """The first seeds again, on a real Redis."""
+    for seed in range(min(100, SEEDS)):
+        redis_client.flushall()
+        play(redis_client, seed)
