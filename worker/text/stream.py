@@ -29,14 +29,17 @@ from worker.text.token_bytes import TokenBytes
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens to publish next, and the text that each of them added: as many texts as ids, any of them may be empty."""
+    """Tokens to publish next, and what each added to the text: as many texts as ids, any of them may be empty.
+
+    A character is the text of the token that completes it; what a stop string cuts off is missing.
+    """
 
     token_ids: list[int]
     texts: list[str]
 
     @property
     def text(self) -> str:
-        """The tokens' text."""
+        """The tokens' text in one."""
         return "".join(self.texts)
 
 
@@ -136,10 +139,8 @@ class TextStream:
             state = following[state].get(char, 0)
             if ended[state] and self._tokens >= self._min_tokens:
                 self.stopped = self._closed = True
-                whole = "".join(self._texts)
                 # Less than 0 only where it began in what another owner published: that can't be taken back.
-                cut = max(0, len(whole) - len(text) + position - ended[state])
-                self._cut(cut)
+                self._cut(max(0, sum(map(len, self._texts)) - len(text) + position - ended[state]))
                 return
         self._state = state
 

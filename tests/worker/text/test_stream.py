@@ -39,7 +39,7 @@ def test_a_character_goes_out_whole_with_its_last_token(text_models, kind):
     stream = model.stream(ids(model, "the "))
     assert each(stream, token_ids[:3]) == ["", "", ""]
     assert stream.offset == 0
-    assert stream.push(token_ids[3:]) == Piece(token_ids, CHARACTER_IN_FOUR)
+    assert stream.push(token_ids[3:]) == Piece(token_ids, ["", "", "", CHARACTER_IN_FOUR])
 
 
 def test_an_unfinished_character_at_the_end_is_one_replacement_character_in_byte_level_text(byte_level):
@@ -47,7 +47,7 @@ def test_an_unfinished_character_at_the_end_is_one_replacement_character_in_byte
     token_ids = ids(byte_level, CHARACTER_IN_FOUR)[:3]
     stream = byte_level.stream(ids(byte_level, "the"))
     stream.push(token_ids)
-    assert stream.finish() == Piece(token_ids, "\ufffd")
+    assert stream.finish() == Piece(token_ids, ["", "", "\ufffd"])
 
 
 def test_an_unfinished_character_at_the_end_is_a_replacement_character_a_byte_in_byte_fallback_text(byte_fallback):
@@ -55,13 +55,13 @@ def test_an_unfinished_character_at_the_end_is_a_replacement_character_a_byte_in
     token_ids = ids(byte_fallback, CHARACTER_IN_FOUR)[-4:-1]
     stream = byte_fallback.stream(ids(byte_fallback, "the"))
     stream.push(token_ids)
-    assert stream.finish() == Piece(token_ids, "\ufffd\ufffd\ufffd")
+    assert stream.finish() == Piece(token_ids, ["", "", "\ufffd\ufffd\ufffd"])
 
 
 def test_bytes_that_can_never_be_a_character_are_not_waited_for(byte_level):
     """A byte that no character begins with goes out at once, as U+FFFD."""
     stray = ids(byte_level, CHARACTER_IN_FOUR)[-1]
-    assert byte_level.stream(ids(byte_level, "the")).push([stray]) == Piece([stray], "\ufffd")
+    assert byte_level.stream(ids(byte_level, "the")).push([stray]) == Piece([stray], ["\ufffd"])
 
 
 def test_half_a_surrogate_pair_is_not_waited_for(byte_level):
@@ -77,15 +77,15 @@ def test_the_output_completes_a_character_that_the_prompt_leaves_open(text_model
     model = text_models[kind]
     *prompt, last = ids(model, "the " + CHARACTER_IN_FOUR)
     stream = model.stream(prompt)
-    assert stream.push([EOS]) == Piece([EOS], ""), "no byte yet, so nothing to wait for"
-    assert stream.push([last]) == Piece([last], CHARACTER_IN_FOUR)
+    assert stream.push([EOS]) == Piece([EOS], [""]), "no byte yet, so nothing to wait for"
+    assert stream.push([last]) == Piece([last], [CHARACTER_IN_FOUR])
 
 
 def test_what_the_prompt_leaves_open_is_no_output_by_itself(byte_level):
     """An output without text stays without text, though the prompt ended within a character."""
     stream = byte_level.stream(ids(byte_level, CHARACTER_IN_FOUR)[:3])
-    assert stream.push([EOS]) == Piece([EOS], "")
-    assert stream.finish() == Piece([], "")
+    assert stream.push([EOS]) == Piece([EOS], [""])
+    assert stream.finish() == Piece([], [])
 
 
 def test_the_first_token_keeps_its_space_behind_a_prompt(byte_fallback):
@@ -104,7 +104,7 @@ def test_an_output_that_opens_the_text_begins_without_a_space(byte_fallback, pro
 def test_special_tokens_and_unknown_ids_go_out_without_text(byte_level):
     """The end-of-sequence id, a padded vocabulary's, one past every vocabulary and a negative one have no text."""
     strange = [EOS, byte_level.vocab_size - 1, 2**40, -1]
-    assert byte_level.stream(ids(byte_level, "the")).push(strange) == Piece(strange, "")
+    assert byte_level.stream(ids(byte_level, "the")).push(strange) == Piece(strange, [""] * 4)
 
 
 def test_a_stop_string_is_never_seen_in_part(byte_level):
@@ -124,7 +124,7 @@ def test_a_stop_string_ends_the_output_before_it(byte_level):
     assert stream.offset == len(piece.token_ids)
     assert "eeps" in byte_level._backend.decode(piece.token_ids)
     assert "eeps" not in byte_level._backend.decode(piece.token_ids[:-1])
-    assert stream.push(token_ids) == stream.finish() == Piece([], "")
+    assert stream.push(token_ids) == stream.finish() == Piece([], [])
 
 
 def test_of_stop_strings_that_end_together_the_longest_counts(byte_level):
@@ -137,8 +137,8 @@ def test_the_end_lets_out_what_a_stop_string_never_completed(byte_level):
     """The tail is not lost with the stop string that did not come."""
     stream = byte_level.stream(ids(byte_level, "the"), stop=[" dog sleeps on and on"])
     token_ids = ids(byte_level, " dog sleeps on")
-    assert stream.push(token_ids) == Piece([], "")
-    assert stream.finish() == Piece(token_ids, " dog sleeps on")
+    assert stream.push(token_ids) == Piece([], [])
+    assert stream.finish() == Piece(token_ids, [byte_level._backend.decode([token_id]) for token_id in token_ids])
     assert not stream.stopped
 
 
@@ -159,14 +159,14 @@ def test_a_replay_may_find_the_output_complete(byte_level):
     stream.replay(stream_ids := byte_level.stream(ids(byte_level, "the"), stop=["sleeps"]).push(token_ids).token_ids)
     assert stream.stopped
     assert stream.offset == len(stream_ids)
-    assert stream.push(token_ids) == stream.finish() == Piece([], "")
+    assert stream.push(token_ids) == stream.finish() == Piece([], [])
 
 
 def test_a_stop_string_that_begins_in_what_is_published_takes_nothing_back(byte_level):
     """Another owner may go on otherwise than the first would have; the stop still ends the output, right there."""
     stream = byte_level.stream(ids(byte_level, "the"), stop=["###\n"])
     stream.replay(ids(byte_level, "###"))
-    assert stream.push(ids(byte_level, "\n")) == Piece(ids(byte_level, "\n"), "")
+    assert stream.push(ids(byte_level, "\n")) == Piece(ids(byte_level, "\n"), [""])
     assert stream.stopped
 
 

@@ -25,7 +25,7 @@ STOPS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6), st.sampled_fro
 
 BYTES_FOLLOW = ("byte_level", "byte_fallback")
 every_kind = pytest.mark.parametrize("kind", [*BYTES_FOLLOW, "metaspace", "word_level", "word_piece"])
-each_example = settings(max_examples=40, deadline=None)
+each_example = settings(max_examples=30, deadline=None)
 
 
 class Truth:
@@ -144,6 +144,19 @@ def test_the_pieces_together_are_the_whole_output(text_models, kind, prompt, chu
     pieces = published(text_models[kind].stream(truth.prompt), truth.ids, cuts)
     assert ids_of(pieces) == truth.ids
     assert text_of(pieces) == truth.whole
+
+
+@every_kind
+@each_example
+@given(prompt=PROMPTS, chunks=CHUNKS, cuts=CUTS)
+def test_a_token_carries_the_text_that_its_coming_settled(text_models, kind, prompt, chunks, cuts):
+    """Cut behind any token, the texts so far are what no later token can change: a character is its last token's."""
+    truth = Truth(text_models[kind], kind, prompt, chunks)
+    pieces = published(text_models[kind].stream(truth.prompt), truth.ids, cuts)
+    texts = [text for piece in pieces for text in piece.texts]
+    assert len(texts) == len(truth.ids)
+    for length in range(len(texts)):
+        assert "".join(texts[:length]) == truth.settled[length]
 
 
 @every_kind
