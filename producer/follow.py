@@ -73,6 +73,16 @@ class EventCursor:
         new = [self._next(entry, fields) for entry, fields in entries]
         return [event for event in new if event is not None]
 
+    def rewind_if_lost(self, status: calls.JobStatus) -> None:
+        """Begin the stream anew if it ends before our place in it.
+
+        Then a failover lost its tail, and what came since may have lower ids than what we read. Tokens we have are
+        dropped as ever.
+        """
+        last = _order(status.last_event or "0-0")
+        if last < _order(self.last_entry) or (status.ended and last == _order(self.last_entry)):
+            self.last_entry = "0-0"
+
     def _next(self, entry: bytes, fields: Mapping[bytes, bytes]) -> Event | None:
         event = wire.decode_event(entry, fields)
         self.last_entry = entry.decode()
@@ -92,6 +102,12 @@ class EventCursor:
                 return rest
 
 
+def _order(entry: str) -> tuple[int, int]:
+    """What Redis sorts entries by."""
+    epoch, offset = entry.split("-")
+    return int(epoch), int(offset)
+
+
 class Following:
     """One reader's way through a job's events, across lost connections.
 
@@ -105,6 +121,7 @@ class Following:
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._lost_at: float | None = None
         self._losses = 0
+        self._met = False
         self._looked = False
 
     @property
@@ -128,8 +145,7 @@ class Following:
             block_ms = max(1, round(block_s * 1000))
             entries = yield Read(self._keys.tokens(self._job_id), self._cursor.last_entry, block_ms)
             self._lost_at, self._losses = None, 0
-            if not entries:
-                yield from self._look()
+            self._looked = bool(entries)
         except (AuthenticationError, NoPermissionError):
             raise
         except RedisError as error:
@@ -138,20 +154,22 @@ class Following:
         return self._cursor.events(entries)
 
     def _look(self) -> Flow[None]:
-        """Silence may mean that there is nothing to wait for."""
+        """Silence or a lost connection may mean that nothing will come, or that we wait at the wrong place."""
         status: calls.JobStatus | None = yield calls.status(self._keys, self._job_id)
         if status is None:
             raise JobUnknown(self._job_id)
-        if status.ended and not status.readable:
+        if status.ended and status.last_event is None:
             raise ResultExpired(self._job_id, status.state)
-        self._looked = True
+        self._cursor.rewind_if_lost(status)
+        self._met = self._looked = True
 
     def _patience(self, error: RedisError) -> float:
         """Seconds to wait before the next try. Raises `error` at the first contact, and when patience is over."""
         now = time.monotonic()
         self._lost_at = self._lost_at or now
-        if not self._looked or now - self._lost_at > PATIENCE_S:
+        if not self._met or now - self._lost_at > PATIENCE_S:
             raise error
+        self._looked = False
         self._losses += 1
         return min(2.0, 0.05 * 2.0**self._losses) * random.uniform(0.5, 1)
 

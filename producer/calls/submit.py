@@ -91,8 +91,8 @@ class JobStatus:
     claimed_at: float | None
     """When a worker took it last."""
     ended_at: float | None
-    readable: bool
-    """Whether its events can be read: not before the first claim, and for `result_ttl` after the end."""
+    last_event: str | None
+    """The id of its last event. None before the first claim, and later than `result_ttl` after the end."""
 
     @property
     def ended(self) -> bool:
@@ -106,7 +106,7 @@ def status(keys: Keys, job_id: str) -> Call[JobStatus | None]:
     def parse(answer: Any) -> JobStatus | None:
         if not answer:
             return None
-        state, lane, deliveries, consumer, queued, claimed, ended, offset, readable = answer
+        state, lane, deliveries, consumer, queued, claimed, ended, offset, last_event = answer
         if not state or not lane:
             raise Undecodable("job", f"its hash {keys.job(job_id)} lacks its state or its lane")
         return JobStatus(
@@ -119,7 +119,7 @@ def status(keys: Keys, job_id: str) -> Call[JobStatus | None]:
             queued_at=int(queued or 0) / 1000,
             claimed_at=int(claimed) / 1000 if claimed else None,
             ended_at=int(ended) / 1000 if ended else None,
-            readable=bool(readable),
+            last_event=last_event.decode() if last_event else None,
         )
 
     return Call(script("status"), (keys.job(job_id), keys.tokens(job_id)), (), parse)

@@ -6,6 +6,7 @@ is held against it, and at the end every job's events are read to the token. SLI
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Truth:
     """What is so, by the answers given."""
 
     owner: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+    holder: dict[str, str | None] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     length: dict[str, int] = field(default_factory=dict)
 
@@ -65,8 +67,15 @@ class Schedule:
         self.cursors = {name: ReclaimCursor() for name in "ABCZ"}
         self.readers: dict[str, EventCursor] = {}
         self.read: dict[str, list[int]] = {}
+        self.told: dict[str, str] = {}
         self.sent: list[tuple[str, list[Publication], Call[Any]]] = []
         self.log: list[str] = []
+        self.submitted = 0
+        self.length: dict[str, int] = {}
+        self.backup: tuple[dict[bytes, tuple[bytes, int]], Truth] | None = None
+        self.failed_over = False
+        # Epochs far above the clock count up by one, so that a failover makes the same number come twice.
+        self.first_epoch = self.chance.choice([0, 9_000_000_000_000])
 
     def run(self, call: Call[Any]) -> Any:
         """Run a call, now and then twice: the first reply was lost on the way and the same call is sent again."""
@@ -78,7 +87,9 @@ class Schedule:
             self.note(f"  sent again: {answer} -> {again}")
             if call.script.name in ("publish", "finish"):
                 self.same_or_already(answer, again)
-            elif call.script.name != "enqueue":
+            elif call.script.name == "enqueue":
+                assert again.duplicate
+            else:
                 assert again == answer, "a re-sent call got another answer"
         return answer
 
@@ -95,30 +106,42 @@ class Schedule:
     # What can happen.
 
     def submit(self, _: str) -> None:
-        job = Job(prompt="x", lane=self.chance.choice(LANES), id=f"0.default.job-{len(self.truth.length):08d}")
+        job = Job(prompt="x", lane=self.chance.choice(LANES), id=f"0.default.job-{self.submitted:08d}")
+        self.submitted += 1
         self.run(calls.enqueue(self.keys, job))
-        self.truth.owner[job.id], self.truth.length[job.id] = None, self.chance.randint(0, 7)
+        self.redis.hset(self.keys.job(job.id), "epoch", self.first_epoch)
+        self.truth.owner[job.id] = self.truth.holder[job.id] = None
+        self.truth.length[job.id] = self.length[job.id] = self.chance.randint(0, 7)
+
+    def copy(self, _: str) -> None:
+        """Someone puts an entry of a job on a lane by hand."""
+        if self.truth.length and self.chance.random() < 0.2:
+            lane = self.chance.choice(self.keys.lanes)
+            self.redis.xadd(lane, {"j": self.chance.choice(list(self.truth.length))})
 
     def pull(self, name: str) -> None:
         held = self.held(name) if name in self.recover else None
         room = self.chance.randint(1, 2)
-        call = calls.pull(self.keys, name, room, held=held)
-        deliveries = calls.run(self.redis, call).deliveries
+        deliveries = calls.run(self.redis, calls.pull(self.keys, name, room, held=held)).deliveries
         assert len(deliveries) <= room
-        if self.chance.random() < 0.15:
-            self.note("  reply lost")
-            self.recover.add(name)
-            return
-        self.recover.discard(name)
-        self.unclaimed[name] += deliveries
+        assert not {*deliveries} & {*(held or ())}, "an entry was delivered to who has it"
+        lost = self.chance.random() < 0.15
+        self.recover.add(name) if lost else self.recover.discard(name)
+        self.delivered(name, deliveries, lost)
 
     def reclaim(self, name: str) -> None:
-        reclaimed = calls.run(
-            self.redis, calls.reclaim(self.keys, name, 0, self.cursors[name], self.chance.randint(1, 2))
-        )
+        call = calls.reclaim(self.keys, name, 0, self.cursors[name], self.chance.randint(1, 2))
+        reclaimed = calls.run(self.redis, call)
+        lost = self.chance.random() < 0.15
         self.cursors[name] = reclaimed.cursor
-        if self.chance.random() < 0.85:
-            self.unclaimed[name] += reclaimed.deliveries
+        self.delivered(name, reclaimed.deliveries, lost)
+
+    def delivered(self, name: str, deliveries: list[Delivery], lost: bool) -> None:
+        for delivery in deliveries:
+            if delivery.entry == self.entry(delivery.job_id):
+                self.truth.holder[delivery.job_id] = name
+        if not lost:
+            self.unclaimed[name] += deliveries
 
     def claim(self, name: str) -> None:
         if not self.unclaimed[name]:
@@ -131,11 +154,14 @@ class Schedule:
     def claimed(self, name: str, claim: Claim) -> None:
         job_id = claim.delivery.job_id
         if claim.status == "gone":
-            assert job_id in self.truth.ended or claim.delivery.entry != self.entry(job_id)
+            live = job_id in self.truth.length and job_id not in self.truth.ended
+            assert not live or claim.delivery.entry != self.entry(job_id), "the entry of a live job was dropped"
             return
+        assert claim.delivery.entry == self.entry(job_id), "a copy of a job's entry led to the job"
+        assert job_id not in self.truth.ended, "an ended job was claimed"
+        assert (claim.status == "ok") == (self.truth.holder[job_id] == name), "claimed by who was not given it"
         if claim.status == "lost":
             return
-        assert job_id not in self.truth.ended, "an ended job was claimed"
         before = [token_id for blob in claim.tokens for token_id in wire.decode_tokens(blob, 10**6).token_ids]
         assert before == right(job_id, 0, claim.offset), "the claim brings other tokens than were published"
         self.truth.owner[job_id] = (name, claim.epoch)
@@ -169,13 +195,15 @@ class Schedule:
             return
         name, items, call = self.chance.choice(self.sent)
         for item, reply in zip(items, calls.run(self.redis, call), strict=True):
-            owns = self.truth.owner[item.job_id] == (name, item.epoch)
-            assert (reply.status != "fenced") == owns
-            assert item.count == 0 or reply.status != "ok", "old tokens went in twice"
+            assert (reply.status != "fenced") == (self.truth.owner.get(item.job_id) == (name, item.epoch))
+            assert item.count == 0 or reply.status != "ok" or self.failed_over, "old tokens went in twice"
+        for job_id, work in self.workers[name].items():  # what was decided by an owner that was replaced
+            decided = self.run(calls.resolve(self.keys, job_id, work.epoch, name, b"late", "model"))
+            assert (decided.status != "fenced") == (self.truth.owner.get(job_id) == (name, work.epoch))
 
     def publication(self, work: Work) -> Publication:
         job_id = work.delivery.job_id
-        count = min(self.chance.randint(0, 3), self.truth.length[job_id] - work.offset)
+        count = min(self.chance.randint(0, 3), self.length[job_id] - work.offset)
         ids = right(job_id, work.offset, work.offset + count)
         return Publication(job_id, work.epoch, work.offset, count, blob(job_id, work.offset, ids) if ids else None)
 
@@ -189,9 +217,9 @@ class Schedule:
     def finish(self, name: str) -> None:
         for work in list(self.workers[name].values()):
             job_id = work.delivery.job_id
-            if self.truth.length[job_id] - work.offset > 2:
+            if self.length[job_id] - work.offset > 2:
                 continue
-            ids = right(job_id, work.offset, self.truth.length[job_id])
+            ids = right(job_id, work.offset, self.length[job_id])
             reply = self.run(finish(self.keys, work, name, ids))
             self.note(f"  {name} {job_id} {work.offset}+{len(ids)}: {reply.status} {reply.offset}")
             if reply.status == "already":
@@ -211,7 +239,9 @@ class Schedule:
         for item, kept in zip(held, self.run(calls.renew(self.keys, name, held)), strict=True):
             job_id = item.delivery.job_id
             if item.epoch is not None and kept:
-                assert self.truth.owner[job_id] == (name, item.epoch), "the lease of another's job was renewed"
+                assert self.truth.owner.get(job_id) == (name, item.epoch), "the lease of another's job was renewed"
+            if kept:
+                assert self.truth.holder.get(job_id) == name or item.delivery.entry != self.entry(job_id)
             if item.epoch is not None and not kept:
                 del self.workers[name][job_id]
 
@@ -219,8 +249,11 @@ class Schedule:
         for job_id, work in list(self.workers[name].items()):
             if self.chance.random() < 0.5:
                 (given,) = self.run(calls.hand_back(self.keys, name, [Held(work.delivery, work.epoch)]))
-                if self.truth.owner[job_id] == (name, work.epoch) and given:
-                    self.truth.owner[job_id] = None
+                owns = self.truth.owner.get(job_id) == (name, work.epoch)
+                holder = self.truth.holder.get(job_id)
+                assert given == (holder == "handoff" or (owns and holder == name)), "handed back by who had it not"
+                if owns and holder == name:
+                    self.truth.owner[job_id], self.truth.holder[job_id] = None, "handoff"
                 del self.workers[name][job_id]
 
     def cancel(self, _: str) -> None:
@@ -241,6 +274,25 @@ class Schedule:
         lane = self.chance.choice(self.keys.lanes)
         if self.redis.exists(lane):
             self.redis.xgroup_destroy(lane, "workers")
+            for job_id in self.truth.length:
+                if self.redis.hget(self.keys.job(job_id), "lane") == lane.rpartition(":")[2].encode():
+                    self.truth.holder[job_id] = None
+
+    def back_up(self, _: str) -> None:
+        """A replica gets this far."""
+        if self.chance.random() < 0.3:
+            keys = {key: (self.redis.dump(key), max(0, self.redis.pttl(key))) for key in self.redis.keys("*")}
+            self.backup = keys, copy.deepcopy(self.truth)
+
+    def fail_over(self, _: str) -> None:
+        """The replica takes over: what came since is lost, but not to the workers and readers."""
+        if self.backup is None or self.chance.random() < 0.5:
+            return
+        keys, self.truth = self.backup[0], copy.deepcopy(self.backup[1])
+        self.failed_over = True
+        self.redis.flushall()
+        for key, (value, ttl) in keys.items():
+            self.redis.restore(key, ttl, value)
 
     def look(self, _: str) -> None:
         """A reader comes by."""
@@ -263,7 +315,8 @@ class Schedule:
             self.submit,
             self.submit,
         ]
-        acts: list[Callable[[str], None]] = [*often, self.hand_back, self.cancel, self.kill, self.replay]
+        acts: list[Callable[[str], None]] = [*often, self.hand_back, self.cancel, self.kill, self.replay, self.copy]
+        acts += [self.back_up, self.fail_over]
         self.submit("")
         for _ in range(self.chance.randint(20, 70)):
             act = self.lose_group if self.chance.random() < 0.01 else self.chance.choice(acts)
@@ -280,7 +333,7 @@ class Schedule:
             if not any(self.redis.xlen(lane) for lane in self.keys.lanes):
                 return
             self.note("Z")
-            self.unclaimed["Z"] += calls.run(self.redis, calls.pull(self.keys, "Z", 4)).deliveries
+            self.delivered("Z", calls.run(self.redis, calls.pull(self.keys, "Z", 4)).deliveries, lost=False)
             self.reclaim("Z")
             while self.unclaimed["Z"]:
                 self.claim("Z")
@@ -302,7 +355,10 @@ class Schedule:
             whole = [token_id for event in events if event.kind == "tokens" for token_id in event.token_ids]
             cancelled = self.truth.ended[job_id] == "cancel"
             assert whole == right(job_id, 0, len(whole) if cancelled else length), f"{job_id}: a gap or a repeat"
-            assert self.read[job_id] == whole, f"the reader of {job_id} saw something else"
+            seen = self.read.get(job_id, [])
+            assert seen == right(job_id, 0, len(seen)), f"the reader of {job_id} saw a gap or a repeat"
+            told_another_end = self.failed_over and self.told[job_id] != events[-1].reason
+            assert len(seen) == len(whole) or told_another_end or (self.failed_over and len(seen) > len(whole))
             assert bool(self.redis.exists(self.keys.result(job_id))) == (not cancelled)
         lasting = {*self.keys.lanes}
         leaked = [key for key in self.redis.keys("*") if self.redis.ttl(key) == -1 and key.decode() not in lasting]
@@ -310,12 +366,17 @@ class Schedule:
 
     def read_on(self, job_id: str) -> None:
         cursor = self.readers.setdefault(job_id, EventCursor())
+        status = calls.run(self.redis, calls.status(self.keys, job_id))
+        if status is None or cursor.ended:
+            return
+        cursor.rewind_if_lost(status)
         entries = self.redis.xrange(self.keys.tokens(job_id), min=f"({cursor.last_entry}")
         for event in cursor.events(entries):
             if event.kind == "tokens":
                 self.read.setdefault(job_id, []).extend(event.token_ids)
                 assert event.hash == running_hash(0, right(job_id, 0, event.offset))
-        self.read.setdefault(job_id, [])
+            elif event.kind == "ended":
+                self.told[job_id] = event.reason
 
     def held(self, name: str) -> list[Delivery]:
         return [*self.unclaimed[name], *(work.delivery for work in self.workers[name].values())]
