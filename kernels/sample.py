@@ -66,11 +66,15 @@ def sample_torch(
     if warm.numel() == 0:
         return logits.argmax(-1)
     ids = logits.argmax(-1)
-    scores = logits[warm].float() / temperature[warm].unsqueeze(1)
-    scores = _drop_unlikely(scores, min_p[warm])
-    scores = _keep_top(scores, top_k[warm], top_p[warm])
+    scores = candidates(logits[warm], temperature[warm], top_k[warm], top_p[warm], min_p[warm])
     ids[warm] = (scores + gumbel(seed[warm], offset[warm], scores.shape[1], exact=exact_noise)).argmax(-1)
     return ids
+
+
+def candidates(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """[R, V] fp32: logits / temperature, and -inf for the tokens that min-p, top-k or top-p rule out. temperature > 0."""
+    scores = logits.float() / temperature.unsqueeze(1)
+    return _keep_top(_drop_unlikely(scores, min_p), top_k, top_p)
 
 
 def _drop_unlikely(scores: Tensor, min_p: Tensor) -> Tensor:
@@ -122,10 +126,15 @@ def _hash(seed: Tensor, offset: Tensor, vocab: int) -> Tensor:
 
     int32 arithmetic that wraps around; shifts are made logical by masks. Any backend can give the same bits.
     """
-    low, high = _wrap(seed), _wrap(seed >> 32)
-    key = _mix(_mix(_mix(low ^ _wrap(0x9747B28C)) ^ high) ^ _wrap(offset))  # [R]
+    key = row_keys(seed, offset)
     token = torch.arange(vocab, dtype=torch.int32, device=seed.device) * _signed(0x9E3779B1)
     return _mix(key.unsqueeze(1) ^ token.unsqueeze(0))
+
+
+def row_keys(seed: Tensor, offset: Tensor) -> Tensor:
+    """[R] int32: seed and offset folded; token t's 32 bits are the finaliser of key ^ (t * 0x9E3779B1)."""
+    low, high = _wrap(seed), _wrap(seed >> 32)
+    return _mix(_mix(_mix(low ^ _wrap(0x9747B28C)) ^ high) ^ _wrap(offset))
 
 
 def _mix(h: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
         decode_attention=c.decode_attention,
         prefill_attention=c.prefill_attention,
         silu_mul=c.silu_mul,
+        sample=c.sample,
     )
 
 

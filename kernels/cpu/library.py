@@ -16,7 +16,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = ("vectors.h", "attention.c", "layers.c")
+SOURCES = ("vectors.h", "attention.c", "layers.c", "sample.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.cpu.library import load
 from kernels.prepare_batch import FlatBatch
+from kernels.sample import candidates, row_keys
 
 LANES = 16
 
@@ -44,7 +45,12 @@ class CpuOps:
         self._silu_mul.argtypes = [pointer] * 2 + [integer] * 2
         self._norm_rope_write = library.norm_rope_write
         self._norm_rope_write.argtypes = [pointer] * 8 + [integer] * 5 + [real]
-        for function in (self._rms_norm, self._silu_mul, self._norm_rope_write):
+        self._greatest = library.greatest
+        self._greatest.argtypes = [pointer] * 2 + [integer] * 2
+        self._greatest_noisy = library.greatest_noisy
+        self._greatest_noisy.argtypes = [pointer] * 3 + [integer] * 2
+        voids = (self._rms_norm, self._silu_mul, self._norm_rope_write, self._greatest, self._greatest_noisy)
+        for function in voids:
             function.restype = None
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, /, residual: Tensor | None = None) -> Tensor:
@@ -98,6 +104,34 @@ class CpuOps:
             eps,
         )
         return q
+
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seed: Tensor,
+        offset: Tensor,
+        /,
+        *,
+        banned: tuple[Tensor, Tensor] | None = None,
+        exact_noise: bool = False,
+    ) -> Tensor:
+        """See Sample. The noise is exact in any case: a row is one thread's, in one order."""
+        if banned is not None:
+            logits = logits.index_put(banned, torch.tensor(float("-inf"), dtype=logits.dtype))
+        ids = torch.empty(logits.shape[0], dtype=torch.int64)
+        self._greatest(logits.data_ptr(), ids.data_ptr(), *logits.shape)
+        warm = (temperature > 0).nonzero().squeeze(1)
+        if warm.numel():
+            scores = candidates(logits[warm], temperature[warm], top_k[warm], top_p[warm], min_p[warm])
+            keys = row_keys(seed[warm], offset[warm])
+            drawn = torch.empty(len(warm), dtype=torch.int64)
+            self._greatest_noisy(scores.data_ptr(), keys.data_ptr(), drawn.data_ptr(), *scores.shape)
+            ids[warm] = drawn
+        return ids
 
     def attention_workspace(self, batch: FlatBatch, kv_shape: tuple[int, ...], /, *, deterministic: bool) -> FlatBatch:
         """See AttentionWorkspace: the batch with its tensors contiguous. There is one order, the fixed one."""

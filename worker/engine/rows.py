@@ -72,8 +72,6 @@ class RowTable:
 
     def sample(self, logits: Tensor, sampled: list[Sequence], *, exact_noise: bool) -> Tensor:
         """Ids [L] int64 from logits [L, vocab], one row for each of `sampled`."""
-        if all(s.params.temperature == 0 for s in sampled) and not any(_early(s) for s in sampled):
-            return logits.argmax(-1)
         rows = torch.tensor([s.row for s in sampled])
         return self._ops.sample(
             logits,

@@ -65,18 +65,18 @@ class Scheduler:
         tokens: dict[Sequence, int] = {}
         preempted: list[Sequence] = []
         budget = self._token_budget
-        for sequence in sorted(self.running, key=lambda s: s.remaining > 1):  # stable: decodes first
+        remaining = {sequence: sequence.remaining for sequence in self.running}
+        for sequence in sorted(remaining, key=lambda s: remaining[s] > 1):  # stable: decodes first
             if sequence.state is not State.RUNNING or budget == 0:
                 continue
-            count = min(sequence.remaining, budget)
+            count = min(remaining[sequence], budget)
             if self._grow(sequence, count, preempted):
                 tokens[sequence] = count
                 budget -= count
             for victim in preempted:
                 budget += tokens.pop(victim, 0)
         admitted = [] if preempted else self._admit(tokens, budget)
-        ordered = dict(sorted(tokens.items(), key=lambda item: item[1] > 1))
-        return Plan(ordered, admitted, preempted)
+        return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted)
 
     def _grow(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
         """Give `sequence` pages for `count` more tokens, taking them from lesser ones; False if it had to go itself."""
