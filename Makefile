@@ -21,7 +21,7 @@ demo: $(READY) ## a worker, a queue and thirty seconds of jobs, live in the term
 	@$(RUN) ops.demo $(ARGS)
 
 test: $(READY) ## every test, against a real redis-server (ARGS="tests/tour -k cancel")
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest --durations=10 --durations-min=3 $(ARGS)
 
 lint: $(READY) ## ruff's rules, ruff's format, mypy --strict; changes nothing
 	@$(RUN) ruff check .

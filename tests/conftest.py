@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[tuple[str, ...], int]] = {
 PART_OF_FOLDER = {folder: part for part, (folders, _) in PARTS.items() for folder in folders}
 
 # Keys that live as long as their queue does; every other key has a TTL once all its jobs have ended.
-LASTING_KEYS = ("*:lane:*", "*:dead", "*:control", "*:workers")
+LASTING_KEYS = ("*:lane:*", "*:control", "*:workers")
 
 
 @pytest.fixture(scope="session")

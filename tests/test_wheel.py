@@ -94,3 +94,4 @@ def test_a_service_with_only_the_wheel_submits_and_streams(service: Path, redis_
             log = process.communicate(timeout=60)[0]
     assert answer.returncode == 0, answer.stderr + log
     assert answer.stdout.strip() == "3 4 5 6 7", log
+    assert process.returncode == 0, log
