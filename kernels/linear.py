@@ -2,8 +2,11 @@
 
 On a CPU the weight is packed once at load into oneDNN's layout: at one row of bf16 that reads the memory 2.4 times as
 fast as the plain product, at 64 rows 1.2 times. Packed products also give a row the same bits among 2 or 2,048 rows
-(measured for bf16 and fp32, also where the plain fp32 product differs under 8 rows); alone they may not, so the fixed
-order computes a lone row twice.
+(measured for bf16 and fp32, also where the plain fp32 product differs under 8 rows); alone they may not, so where bits
+count the caller pads a lone row.
+
+oneDNN compiles each shape of a product when it first meets it (1 ms) and remembers about a thousand: callers keep the
+number of rows to a short ladder.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, deterministic: bool = False) -> None:
         self.out_features, self.in_features = weight.shape
         self._bias = bias
-        self._lone_row_twice = deterministic
+        self._deterministic = deterministic
         self._plain: Tensor | None = weight
         self._packed: Tensor | None = None
         if can_pack(weight.device, weight.dtype):
@@ -44,11 +47,7 @@ class Linear:
         if self._packed is None:
             assert self._plain is not None
             return F.linear(x, self._plain, self._bias)
-        if self._lone_row_twice and x.shape[0] == 1:
-            return self._product(x.expand(2, -1).contiguous())[:1]
-        return self._product(x)
-
-    def _product(self, x: Tensor) -> Tensor:
+        assert not (self._deterministic and x.shape[0] == 1), "a lone row's bits differ: pad it"
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return out
 

@@ -86,6 +86,13 @@ class _Group:
         return torch.div(self.seq_lens - 1, self.page_size, rounding_mode="floor")  # [r]
 
     @cached_property
+    def beyond(self) -> tuple[Tensor, Tensor]:
+        """(row, page) of the pages past a row's last: copies of its first, which may hold anything past its length."""
+        pages = torch.arange(self.gather.shape[0] // (2 * self.kv_heads * len(self.seq_lens)))
+        row, page = (pages > self.last_page.unsqueeze(1)).nonzero().unbind(1)
+        return row, page
+
+    @cached_property
     def tail(self) -> Tensor:
         """[r, 1, 1, page_size, 1]: the slots of the last page that lie past the row's length."""
         place = torch.arange(self.page_size) + (self.last_page * self.page_size).unsqueeze(1)
@@ -104,12 +111,15 @@ class _Group:
         return self.masks[window]
 
     def load(self, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V [r, Hkv, N, D], contiguous, with zeros where the last page holds nothing of the row yet."""
+        """K and V [r, Hkv, N, D], contiguous, with zeros past the row's length."""
         page_size, D = kv.shape[-2:]
         got = kv.view(-1, page_size * D).index_select(0, self.gather)
         got = got.view(2, len(self.seq_lens), self.kv_heads, -1, page_size, D)
         at = (slice(None), torch.arange(len(self.seq_lens)), slice(None), self.last_page)
         got[at] = got[at].masked_fill(self.tail, 0.0)
+        row, page = self.beyond
+        if row.numel():
+            got[:, row, :, page] = 0.0
         k, v = got.flatten(3, 4).unbind(0)
         return k, v
 

@@ -10,26 +10,27 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """One step's inputs, T tokens of R rows laid end to end, decode rows (one token each) first."""
+    """One step's inputs, T tokens of R rows laid end to end, decode rows (one token each) first, padding last."""
 
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    slot_mapping: Tensor  # [T] int64, page * page_size + place in it; negative: padding
+    slot_mapping: Tensor  # [T] int64, page * page_size + place in it; -1: padding, whose values mean nothing
     query_start: Tensor  # [R+1] int64, where each row's tokens begin
     seq_lens: Tensor  # [R] int64, tokens of the row after this step
     page_table: Tensor  # [R, P] int32, P = pages of the longest row of the batch
-    logits_index: Tensor  # [L] int64, flat positions whose logits are wanted
+    logits_index: Tensor  # [L] int64, flat positions whose logits are wanted, then padding (any position)
     num_decode: int  # rows in front that add one token
 
     @property
     def num_tokens(self) -> int:
-        """T."""
-        return self.input_ids.shape[0]
+        """Tokens of the rows, padding not counted."""
+        return int(self.query_start[-1])
 
 
 class PrepareBatch(Protocol):
@@ -40,6 +41,7 @@ class PrepareBatch(Protocol):
     page_table  [max_rows, max_pages] int32
     rows        [R] int64, query_lens [R] int64 (>= 1), logits_rows [L] int64 (indices into rows)
     page_size   tokens a page; num_decode: how many rows in front add exactly one token
+    pad_tokens, pad_logits  lengths to pad T and L to: few distinct shapes, so products and graphs are made once
     """
 
     def __call__(
@@ -54,6 +56,8 @@ class PrepareBatch(Protocol):
         *,
         page_size: int,
         num_decode: int,
+        pad_tokens: int = 0,
+        pad_logits: int = 0,
     ) -> FlatBatch: ...
 
 
@@ -68,6 +72,8 @@ def prepare_batch_torch(
     *,
     page_size: int,
     num_decode: int,
+    pad_tokens: int = 0,
+    pad_logits: int = 0,
 ) -> FlatBatch:
     """Reference: see PrepareBatch."""
     R = rows.shape[0]
@@ -82,13 +88,15 @@ def prepare_batch_torch(
         place = torch.repeat_interleave(torch.arange(R), query_lens)  # [T], the batch row of each token
         positions = start[place] + torch.arange(place.shape[0]) - query_start[place]
     page = torch.div(positions, page_size, rounding_mode="floor")
+    slots = pages[place, page].long() * page_size + (positions - page * page_size)
+    more, more_logits = max(0, pad_tokens - len(place)), max(0, pad_logits - len(logits_rows))
     return FlatBatch(
-        input_ids=tokens[rows[place], positions].long(),
-        positions=positions,
-        slot_mapping=pages[place, page].long() * page_size + (positions - page * page_size),
+        input_ids=F.pad(tokens[rows[place], positions].long(), (0, more)),
+        positions=F.pad(positions, (0, more)),
+        slot_mapping=F.pad(slots, (0, more), value=-1),
         query_start=query_start,
         seq_lens=seq_lens,
         page_table=pages,
-        logits_index=query_start[1:][logits_rows] - 1,
+        logits_index=F.pad(query_start[1:][logits_rows] - 1, (0, more_logits)),
         num_decode=num_decode,
     )

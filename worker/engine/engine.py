@@ -175,7 +175,7 @@ class Engine:
             sequence.computed += tokens
         emissions = self._sample(logits, caught_up) if caught_up else []
         self._count(plan.tokens, len(emissions), began)
-        return StepOutput(emissions, len(plan.tokens), batch.num_tokens, len(plan.preempted))
+        return StepOutput(emissions, len(plan.tokens), sum(plan.tokens.values()), len(plan.preempted))
 
     def generate(self, prompts: Items[Items[int]], params: SequenceParams | Items[SequenceParams]) -> list[Completion]:
         """Run all prompts to their ends, offline; completions in the order of the prompts.
@@ -240,7 +240,7 @@ class Engine:
     def _sample(self, logits: torch.Tensor, sampled: list[Sequence]) -> list[Emission]:
         """Give each of `sampled` its next token and let go of those that end."""
         ids = self._rows.sample(logits, sampled, exact_noise=self.config.deterministic)
-        sound = torch.isfinite(logits.gather(1, ids.unsqueeze(1)).squeeze(1))
+        sound = torch.isfinite(logits[: len(ids)].gather(1, ids.unsqueeze(1)).squeeze(1))
         return [
             self._advance(sequence, token, ok)
             for sequence, token, ok in zip(sampled, ids.tolist(), sound.tolist(), strict=True)

@@ -68,10 +68,13 @@ class RowTable:
             torch.tensor([i for i, s in enumerate(sequences) if id(s) in wanted], dtype=torch.int64),
             page_size=self._page_size,
             num_decode=plan.num_decode,
+            pad_tokens=ladder(sum(plan.tokens.values())),
+            pad_logits=ladder(len(sampled)),
         )
 
     def sample(self, logits: Tensor, sampled: list[Sequence], *, exact_noise: bool) -> Tensor:
-        """Ids [L] int64 from logits [L, vocab], one row for each of `sampled`."""
+        """Ids [L] int64 from logits [L or more, vocab], one row for each of `sampled`, padding after them."""
+        logits = logits[: len(sampled)]
         rows = torch.tensor([s.row for s in sampled])
         return self._ops.sample(
             logits,
@@ -92,6 +95,17 @@ class RowTable:
         if known < len(pages):
             self._pages_np[row, known : len(pages)] = pages[known:]
             self._num_pages[row] = len(pages)
+
+
+def ladder(count: int) -> int:
+    """The length that `count` tokens or logits are padded to: one of some fifty up to 512, a quarter more at most.
+
+    Never 1: a product of a lone row may differ in its last bit from the same row among others.
+    """
+    if count <= 16:
+        return max(2, count) if count else 0
+    step = 4 if count <= 64 else 16 if count <= 256 else 32
+    return -(-count // step) * step
 
 
 def _early(sequence: Sequence) -> bool:

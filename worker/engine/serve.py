@@ -26,27 +26,22 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
+from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams, Unservable
+from worker.models.config import ModelError
+
 Message = tuple[Any, ...]
 
 
-def serve(connection: Connection, began: float) -> None:
-    """Load the model that the first message names, then step for as long as the other side listens.
-
-    began: time.time() at the start of the process, for the log.
-    """
+def serve(connection: Connection) -> None:
+    """Load the model that the first message names, then step for as long as the other side listens."""
     _, wanted = connection.recv()
-    imported = time.time()
-    from worker.engine import ConfigError, Engine, EngineConfig  # torch comes with it
-    from worker.models.config import ModelError
-
-    torch_there = time.time()
+    began = time.perf_counter()
     try:
         engine = Engine.from_pretrained(wanted["model"], EngineConfig(**wanted["settings"]))
     except (ConfigError, ModelError) as error:
         connection.send(("unable", str(error), traceback.format_exc()))
         return
-    seconds = {"start": imported - began, "import": torch_there - imported, "load": time.time() - torch_there}
-    connection.send(("ready", {**engine.describe(), "seconds": seconds}))
+    connection.send(("ready", {**engine.describe(), "load_s": round(time.perf_counter() - began, 3)}))
     inbound: SimpleQueue[Message | None] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbound), daemon=True).start()
     _step_on(engine, connection, inbound)
@@ -61,7 +56,7 @@ def _receive(connection: Connection, inbound: SimpleQueue[Message | None]) -> No
         inbound.put(None)
 
 
-def _step_on(engine: Any, connection: Connection, inbound: SimpleQueue[Message | None]) -> None:
+def _step_on(engine: Engine, connection: Connection, inbound: SimpleQueue[Message | None]) -> None:
     while True:
         while not engine.has_work or not inbound.empty():
             message = inbound.get()
@@ -73,9 +68,7 @@ def _step_on(engine: Any, connection: Connection, inbound: SimpleQueue[Message |
         connection.send(("step", emissions, engine.load()))
 
 
-def _obey(engine: Any, connection: Connection, message: Message) -> None:
-    from worker.engine import SequenceParams, Unservable
-
+def _obey(engine: Engine, connection: Connection, message: Message) -> None:
     match message:
         case ("add", id_, prompt, output, params, priority):
             try:
@@ -89,14 +82,13 @@ def _obey(engine: Any, connection: Connection, message: Message) -> None:
 
 def main() -> None:
     """The program the loop starts: `python -m worker.engine.serve --fd N`."""
-    began = time.time()
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True, help="the connection's file descriptor")
     connection = Connection(parser.parse_args().fd)
     for name in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C reaches us too; the loop decides what follows
         signal.signal(name, signal.SIG_IGN)
     try:
-        serve(connection, began)
+        serve(connection)
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the loop is gone, and with it whoever would read what we say
 

@@ -74,7 +74,8 @@ class Decoder:
         self._scale = config.head_dim**-0.5
 
     def forward(self, batch: FlatBatch, kv: Tensor) -> Tensor:
-        """Logits [L, vocab] of batch.logits_index, model dtype; writes the batch's K and V.
+        """Logits [L, vocab] of batch.logits_index, model dtype; writes the batch's K and V. In deterministic mode
+        T and L are 2 or more.
 
         kv [layers, pages, 2, Hkv, page_size, D] model dtype.
         """
