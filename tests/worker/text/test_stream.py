@@ -83,9 +83,10 @@ def test_the_output_completes_a_character_that_the_prompt_leaves_open(text_model
 
 def test_what_the_prompt_leaves_open_is_no_output_by_itself(byte_level):
     """An output without text stays without text, though the prompt ended within a character."""
-    stream = byte_level.stream(ids(byte_level, CHARACTER_IN_FOUR)[:3])
+    stream = byte_level.stream(ids(byte_level, CHARACTER_IN_FOUR)[:3], stop=["\ufffd"])
     assert stream.push([EOS]) == Piece([EOS], [""])
     assert stream.finish() == Piece([], [])
+    assert not stream.stopped
 
 
 def test_the_first_token_keeps_its_space_behind_a_prompt(byte_fallback):
@@ -99,6 +100,12 @@ def test_an_output_that_opens_the_text_begins_without_a_space(byte_fallback, pro
     """Behind no text, not even a special token's, `▁fox` is "fox" as the whole decode has it."""
     stream = byte_fallback.stream(prompt)
     assert each(stream, [EOS, *ids(byte_fallback, "fox dog")]) == ["", "fox", " dog"]
+
+
+def test_an_output_may_open_the_text_with_a_byte(byte_fallback):
+    """A character in bytes at the very start is as whole as anywhere."""
+    token_ids = ids(byte_fallback, CHARACTER_IN_FOUR)[-4:]
+    assert each(byte_fallback.stream([]), token_ids) == ["", "", "", CHARACTER_IN_FOUR]
 
 
 def test_special_tokens_and_unknown_ids_go_out_without_text(byte_level):
@@ -164,9 +171,9 @@ def test_a_replay_may_find_the_output_complete(byte_level):
 
 def test_a_stop_string_that_begins_in_what_is_published_takes_nothing_back(byte_level):
     """Another owner may go on otherwise than the first would have; the stop still ends the output, right there."""
-    stream = byte_level.stream(ids(byte_level, "the"), stop=["###\n"])
+    stream = byte_level.stream(ids(byte_level, "the"), stop=["# fox"])
     stream.replay(ids(byte_level, "###"))
-    assert stream.push(ids(byte_level, "\n")) == Piece(ids(byte_level, "\n"), [""])
+    assert stream.push(ids(byte_level, " fox")) == Piece(ids(byte_level, " fox"), [""])
     assert stream.stopped
 
 
