@@ -72,7 +72,7 @@ def sample_torch(
 
 
 def candidates(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """[R, V] fp32: logits / temperature, and -inf for the tokens that min-p, top-k or top-p rule out. temperature > 0."""
+    """[R, V] fp32: logits / temperature (> 0), and -inf for the tokens that min-p, top-k or top-p rule out."""
     scores = logits.float() / temperature.unsqueeze(1)
     return _keep_top(_drop_unlikely(scores, min_p), top_k, top_p)
 
