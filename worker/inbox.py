@@ -104,16 +104,24 @@ class Inbox:
         taken = Taken()
         ready = list(self._decided(taken))
         resolutions = run_many(self._redis, [self._resolve_call(c, mine) for c, mine in ready]) if ready else []
-        self._claimed.clear()
         for (claimed, _), answer in zip(ready, resolutions, strict=True):
-            if isinstance(answer, Exception) or answer.status == "fenced":
-                continue
-            if answer.status == "mismatch":
+            if isinstance(answer, Resolution) and answer.status == "mismatch":
                 log.info("handed_back", job=claimed.delivery.job_id, reason="begun by another model")
                 self._hand_back(claimed, answer.fingerprint or "")
-            elif answer.blob is not None:
-                taken.jobs.append(self._running(claimed, Resolved.unpack(answer.blob)))
+        self._claimed.clear()
+        for (claimed, _), answer in zip(ready, resolutions, strict=True):
+            if isinstance(answer, Resolution) and answer.status == "ok" and answer.blob is not None:
+                self._admit(claimed, answer.blob, taken)
         return taken
+
+    def _admit(self, claimed: Claim, blob: bytes, taken: Taken) -> None:
+        """Make a claimed and resolved job ready. What can't be read of it is that job's trouble alone."""
+        try:
+            taken.jobs.append(self._running(claimed, Resolved.unpack(blob)))
+        except (Undecodable, ValueError, TypeError) as error:
+            self._refuse(
+                claimed, "unreadable", f"what an earlier worker left of this job can't be read: {error}", taken
+            )
 
     def _decided(self, taken: Taken) -> Iterator[tuple[Claim, Resolved]]:
         """Each claim with what is decided about it; those that can't run go to `taken.refused`."""
@@ -124,10 +132,16 @@ class Inbox:
                 log.warning("handed_back", job=claimed.delivery.job_id, reason=str(error))
                 self._hand_back(claimed, f"protocol-{error.version}")
             except (JobRefused, Undecodable) as error:
-                code = error.code if isinstance(error, JobRefused) else "undecodable"
-                log.warning("job_refused", job=claimed.delivery.job_id, code=code, error=str(error))
-                failure = Failure(code=code, message=str(error))
-                taken.refused.append(Refusal(claimed.delivery, claimed.epoch, claimed.offset, failure))
+                self._refuse(claimed, error.code if isinstance(error, JobRefused) else "undecodable", str(error), taken)
+            except Exception as error:  # a tokenizer's or a template's surprise: this job ends, its neighbours don't
+                log.exception("job_surprised_us", job=claimed.delivery.job_id)
+                self._refuse(claimed, "internal", f"{type(error).__name__}: {error}", taken)
+
+    def _refuse(self, claimed: Claim, code: str, message: str, taken: Taken) -> None:
+        log.warning("job_refused", job=claimed.delivery.job_id, code=code, error=message)
+        taken.refused.append(
+            Refusal(claimed.delivery, claimed.epoch, claimed.offset, Failure(code=code, message=message))
+        )
 
     def _decide(self, claimed: Claim) -> Resolved:
         if claimed.resolved is not None and claimed.fingerprint == self._text.fingerprint:
