@@ -1,0 +1,52 @@
+"""7. What matters more goes first.
+
+A queue has three lanes: high, normal and low. Where all three wait, eight turns go to high, three to normal, one to low;
+so what is urgent is quick, and nothing waits for ever.
+"""
+
+import pytest
+
+from producer import Producer
+
+
+@pytest.fixture(scope="module")
+def single_row(start_worker):
+    """A worker with one row on the queue `lanes`: jobs are answered strictly one after another."""
+    return start_worker("--queue", "lanes", "--max-rows", "1").wait_ready()
+
+
+@pytest.fixture
+def lanes(url, single_row):
+    with Producer(url, queue="lanes") as producer:
+        yield producer
+
+
+@pytest.fixture
+def order_of(lanes):
+    """Submit short jobs while the row is taken by a long one; the lanes in the order in which their jobs then ran."""
+
+    def submit_all(*wanted):
+        long = lanes.submit(prompt="Count from 1 to 100", max_tokens=800, ignore_eos=True)
+        while lanes.status(long).state == "queued":
+            pass
+        jobs = {lanes.submit(prompt="Count from 1 to 3", lane=lane): lane for lane in wanted}
+        assert lanes.status(long).state == "running", "the long job ended before the others were there"
+        assert lanes.cancel(long).met == "running"
+        for job in jobs:
+            assert lanes.result(job, timeout=120).ok
+        return [jobs[job] for job in sorted(jobs, key=lambda job: lanes.status(job).claimed_at)]
+
+    return submit_all
+
+
+def test_an_urgent_job_overtakes_those_that_came_before(order_of):
+    """The lane `high` is served before jobs of `low` that have waited longer."""
+    order = order_of("low", "low", "low", "high")
+    assert order == ["high", "low", "low", "low"]
+
+
+def test_no_lane_starves(order_of):
+    """However many urgent jobs there are, the other lanes have their turns among them."""
+    order = order_of(*["high"] * 16, "normal", "low")
+    assert order.index("normal") < 12
+    assert order.index("low") < 12

@@ -1,0 +1,125 @@
+"""A real worker for tests: `python -m worker` on the demo model, with its log and whatever may happen to a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO_MODEL = ROOT / "ops" / "demo" / "model"
+
+READY_WITHIN_S = 120.0  # four seconds on two idle cores, most of it imports; a busy machine takes many times that
+STOPS_WITHIN_S = 60.0
+COMMAND = (sys.executable, "-m", "worker")
+
+# One thread computes this small model as fast as two do, and leaves a core to Redis, the test and a second worker.
+FLAGS = ("--threads", "1", "--log-format", "json")
+
+# Like ops/redis_server.py's servers, a worker does not outlive the tests, however they end (Linux).
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class WorkerProcess:
+    """One `python -m worker`. What it logs goes to `log_file`, one JSON object a line."""
+
+    def __init__(self, redis_url: str, log_file: Path, *flags: str, model: Path = DEMO_MODEL) -> None:
+        """Start it; returns at once. A flag given here comes after FLAGS and so counts."""
+        self._log_file = log_file
+        launch = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+        with log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*launch, *COMMAND, "--model", str(model), "--redis", redis_url, *FLAGS, *flags],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def engine_pid(self) -> int:
+        """The process id of its engine."""
+        (child,) = psutil.Process(self.pid).children()
+        return child.pid
+
+    @property
+    def log(self) -> str:
+        """All that it has said so far."""
+        return self._log_file.read_text(errors="replace")
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """The lines of its log that report `event`."""
+        lines = []
+        for line in self.log.splitlines():
+            with suppress(ValueError):  # not JSON, or not yet a whole line
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("event") == event:
+                    lines.append(entry)
+        return lines
+
+    @property
+    def name(self) -> str:
+        """The consumer's name: what `status` and a started event call it. Once it is ready."""
+        consumer: str = self.wait_for("worker_ready")["consumer"]
+        return consumer
+
+    def wait_for(self, event: str, timeout_s: float = READY_WITHIN_S) -> dict[str, Any]:
+        """The first line that reports `event`, as soon as it is there."""
+        deadline = time.monotonic() + timeout_s
+        while not (lines := self.said(event)):
+            assert self._process.poll() is None, f"the worker ended before it said {event}:\n{self.log}"
+            assert time.monotonic() < deadline, f"within {timeout_s:g} s the worker never said {event}:\n{self.log}"
+            time.sleep(0.01)
+        return lines[0]
+
+    def wait_ready(self) -> WorkerProcess:
+        """Itself, once it takes jobs."""
+        self.wait_for("worker_ready")
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def exit_code(self, timeout_s: float = STOPS_WITHIN_S) -> int:
+        """How it ended, once it has."""
+        return self._process.wait(timeout_s)
+
+    def stop(self) -> int:
+        """SIGTERM, as Docker and Kubernetes stop it; the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.exit_code()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """At the end of a test: a worker that still runs is stopped, and has to end well."""
+        if not self.is_running:
+            return
+        self.signal(signal.SIGCONT)
+        try:
+            code = self.stop()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"the worker did not stop within {STOPS_WITHIN_S:g} s of SIGTERM") from None
+        assert code == 0, f"the worker stopped with exit code {code}"
