@@ -32,7 +32,7 @@ def tour_worker(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def worker(tour_worker: WorkerProcess) -> Iterator[WorkerProcess]:
-    """One worker with eight rows on the queue `default`, the same for all chapters. Its log shows where a test fails."""
+    """One worker with eight rows on the queue `default`, the same for all chapters. Its log is shown with a failure."""
     before = len(tour_worker.log)
     yield tour_worker
     print(tour_worker.log[before:])
@@ -47,7 +47,7 @@ def queue(url: str, worker: WorkerProcess) -> Iterator[Producer]:
 
 @pytest.fixture(scope="module")
 def start_worker(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWorker]:
-    """`start_worker("--queue", "other")` is one more worker. When its chapter is over it has to stop with exit code 0."""
+    """`start_worker("--queue", "other")` is one more worker. At the end of its chapter it has to stop well."""
     with ExitStack() as workers:
 
         def start(*flags: str) -> WorkerProcess:

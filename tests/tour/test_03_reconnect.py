@@ -1,6 +1,6 @@
 """3. Come and go.
 
-A job's events lie in Redis until `result_ttl` after its end. Readers may leave in mid-sentence, come back to exactly the
+A job's events lie in Redis until `result_ttl` after its end. Readers may leave in mid-sentence, come back to the very
 token where they were, and be as many as they like; the job notices nothing.
 """
 

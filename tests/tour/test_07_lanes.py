@@ -1,7 +1,7 @@
 """7. What matters more goes first.
 
-A queue has three lanes: high, normal and low. Where all three wait, eight turns go to high, three to normal, one to low;
-so what is urgent is quick, and nothing waits for ever.
+A queue has three lanes: high, normal and low. Where all three wait, eight turns go to high, three to normal and one to
+low; so what is urgent is quick, and nothing waits for ever.
 """
 
 import pytest

@@ -41,7 +41,7 @@ def test_what_only_the_worker_can_see_ends_the_job_and_nothing_else(queue):
 
 
 def test_submitting_again_after_a_doubt_is_safe(queue):
-    """A Job has its id from the start, so one that was sent twice is one job; other content under that id is refused."""
+    """A Job has its id from the start, so sending it twice is one job; other content under that id is refused."""
     job = Job(prompt="Count from 1 to 3\n")
     assert queue.submit(job) == queue.submit(job) == job.id
     assert queue.result(job, timeout=60).text == "1 2 3"
