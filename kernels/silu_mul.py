@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_SERIAL = 32_767  # most elements that torch's elementwise loops give to one thread in one piece
 
 
 class SiluMul(Protocol):
@@ -20,6 +23,17 @@ class SiluMul(Protocol):
 
 
 def silu_mul_torch(gate_up: Tensor, /) -> Tensor:
-    """Reference: see SiluMul. Works in the first half of gate_up, but returns a contiguous tensor."""
+    """Reference: see SiluMul.
+
+    Takes so many rows at a time that no row is cut between threads: the last elements of a piece come from the scalar
+    exponential, which differs from the vectorised one in its last bit, and so a row would depend on its neighbours.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    if gate.numel() <= _SERIAL:
+        return F.silu(gate).mul_(up)
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    rows = max(1, _SERIAL // gate.shape[1])
+    for start in range(0, len(gate), rows):
+        some = slice(start, start + rows)
+        torch.ops.aten.silu.out(gate[some], out=out[some])
+    return out.mul_(up)
