@@ -75,7 +75,8 @@ class Worker:
 
     def _startup(self) -> None:
         described = self._engine.wait_ready()
-        self._room = described["max_rows"] + described["max_rows"] // 8  # look-ahead: a freed row is filled at once
+        rows: int = described["max_rows"]
+        self._room = rows + rows // 8  # look-ahead: a freed row is filled at once
         self._inbox = Inbox(
             self._redis, self._keys, self._consumer, self._text, self._settings.served_name, described["max_len"]
         )
@@ -102,19 +103,29 @@ class Worker:
     def _wait(self) -> list[Any]:
         """Sleep until there is something to do; what woke us."""
         now = time.monotonic()
-        if self._redis_down:
-            next_due = self._retry_at
-        else:
-            next_due = min(v for k, v in self._due.items() if k != "flush" or not self._outbox.is_empty)
         sources: list[Any] = [self._doorbell, self._wakeup_r]
         if self._outbox.unpublished < self._settings.max_unpublished:
             sources.append(self._engine.connection)  # else decoding pauses, once the connection's buffer is full
-        woken: list[Any] = list(wait(sources, timeout=min(_IDLE_S, max(0.0, next_due - now))))
+        woken: list[Any] = list(wait(sources, timeout=min(_IDLE_S, max(0.0, self._next_due() - now))))
         if self._wakeup_r in woken:
             os.read(self._wakeup_r, 64)
         if self._doorbell in woken and self._doorbell.answer():
             self._pull_now = True
         return woken
+
+    def _next_due(self) -> float:
+        """When there is something to do by the clock alone."""
+        if self._redis_down:
+            return self._retry_at
+        off = {"flush"} if self._outbox.is_empty else set()
+        if self._stop_signals or self._free == 0:  # what is due but can't be done must not keep the loop awake
+            off.add("reclaim")
+        return min(due for what, due in self._due.items() if what not in off)
+
+    @property
+    def _free(self) -> int:
+        """Jobs that there is room for."""
+        return max(0, self._room - len(self._outbox.jobs) - len(self._inbox.held))
 
     def _take_steps(self, woken: list[Any]) -> None:
         """Take in what the engine has said."""
@@ -127,8 +138,7 @@ class Worker:
                     self._load = load
                     self._engine.cancel(self._outbox.take(emissions))
                 case ("refused", sequence_id, _, message):
-                    self._outbox.jobs[sequence_id].fail("unservable", message)
-                    self._outbox.urgent = True
+                    self._outbox.fail(sequence_id, "unservable", message)
 
     def _talk_to_redis(self) -> None:
         """Everything that is due, unless Redis has just failed."""
@@ -166,13 +176,11 @@ class Worker:
 
     def _fill(self, now: float) -> None:
         """Pull exactly as much as there is room for; jobs of lost workers first."""
-        room = self._room - len(self._outbox.jobs) - len(self._inbox.held)
-        if room > 0 and self._is_due("reclaim", now):
-            complete = self._inbox.reclaim(self._settings.lease_s, room)
+        if self._free and self._is_due("reclaim", now):
+            complete = self._inbox.reclaim(self._settings.lease_s, self._free)
             if complete:
                 self._due["reclaim"] = now + self._settings.reclaim_s * random.uniform(0.8, 1.2)
-            room = self._room - len(self._outbox.jobs) - len(self._inbox.held)
-        if room > 0 and self._pull_now:
+        if self._pull_now and (room := self._free):
             pulled = self._inbox.pull(room, [item.delivery for item in self._outbox.held])
             self._pull_now = pulled == room
             if pulled < room:
@@ -198,8 +206,10 @@ class Worker:
         self._redis_down += 1
         first, longest = _BACKOFF_S
         pause = min(longest, first * 2 ** (self._redis_down - 1)) * random.uniform(0.5, 1.0)
-        self._retry_at = time.monotonic() + pause
-        self._pull_now = True
+        now = time.monotonic()
+        self._retry_at, self._pull_now = now + pause, True
+        # Others could not renew either. Once Redis is back we renew at once and give them a lease to do the same.
+        self._due["renew"], self._due["reclaim"] = now, now + self._settings.lease_s
         if self._redis_down in (1, 10, 100):
             log.warning(
                 "redis_down",
@@ -220,6 +230,8 @@ class Worker:
         if not self._is_due("health", now):
             return
         self._due["health"] = now + 1.0
+        if self._engine.connection.poll():  # it has spoken; it was us who did not listen, with Redis slow to answer
+            self._engine_heard = now
         silent_s = now - self._engine_heard
         idle = all(job.has_ended for job in self._outbox.jobs.values())
         paused = self._outbox.unpublished >= self._settings.max_unpublished

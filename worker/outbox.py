@@ -27,6 +27,7 @@ class Outbox:
         self._redis, self._keys, self._consumer = redis, keys, consumer
         self.jobs: dict[int, RunningJob] = {}
         self._refused: list[Refusal] = []
+        self._lost: list[int] = []  # sequences to be answered by the next flush that succeeds
         self.urgent = False  # a first token or an end is waiting: flush at once
         self.finished = 0
         self.published_tokens = 0
@@ -71,6 +72,12 @@ class Outbox:
             self.urgent = self.urgent or job.has_ended or (job.published == 0 and job.unpublished > 0)
         return stopped
 
+    def fail(self, sequence_id: int, code: str, message: str) -> None:
+        """End a job that the engine refused, if it is still ours."""
+        if job := self.jobs.get(sequence_id):
+            job.fail(code, message)
+            self.urgent = True
+
     def flush(self) -> list[int]:
         """Publish what is new, end what has ended. Returns the sequences that are not ours any more.
 
@@ -78,17 +85,20 @@ class Outbox:
         is lost, flush again.
         """
         self.urgent = False
-        lost = self._publish([job for job in self.jobs.values() if not job.has_ended])
+        self._publish([job for job in self.jobs.values() if not job.has_ended])
         self._finish([job for job in self.jobs.values() if job.has_ended])
         self._finish_refused()
+        lost, self._lost = self._lost, []
         return lost
 
-    def _publish(self, jobs: list[RunningJob]) -> list[int]:
+    def _publish(self, jobs: list[RunningJob]) -> None:
         if not jobs:
-            return []
+            return
         items = [Publication(j.job_id, j.epoch, j.published, j.unpublished, j.tokens_blob()) for j in jobs]
         replies = run(self._redis, publish(self._keys, self._consumer, items))
-        return [job.sequence_id for job, reply in zip(jobs, replies, strict=True) if not self._settle(job, reply)]
+        for job, reply in zip(jobs, replies, strict=True):
+            if not self._settle(job, reply):
+                self._lost.append(job.sequence_id)
 
     def _finish(self, jobs: list[RunningJob]) -> None:
         answers = run_many(self._redis, [job.finish_call(self._keys, self._consumer) for job in jobs]) if jobs else []
