@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -48,15 +49,18 @@ def _work(settings: Settings) -> int:
     from worker.text import ModelFilesError, TextModel
 
     configure(settings.log_format, settings.log_level)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop knows better; PID 1 would pass over it
     engine: EngineLink | None = None
     try:
         redis = connection.connect(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
-        engine = EngineLink(settings.model, settings.engine)
+        engine = EngineLink(settings.model, settings.engine, patience_s=settings.lease_s)
         _wait_for_redis(redis, settings)
         text = TextModel.from_pretrained(settings.model)
         from worker.loop import Worker
 
         return Worker(settings, redis, engine, text).run()
+    except KeyboardInterrupt:
+        return _complain("told to stop before it was ready", 0)
     except RedisUnavailable as error:
         return _fail(str(error), EXIT_NO_REDIS, settings, None)
     except EngineUnable as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,9 +32,15 @@ class EngineUnable(Exception):
 class EngineLink:
     """A child process that runs worker/engine/serve.py. It ends when this end of the connection closes."""
 
-    def __init__(self, model: str, settings: Mapping[str, Any]) -> None:
-        """Start it; returns at once, while it imports and loads."""
+    def __init__(self, model: str, settings: Mapping[str, Any], patience_s: float = 15.0) -> None:
+        """Start it; returns at once, while it imports and loads.
+
+        patience_s: how long a message may wait for it to listen, before it counts as hung.
+        """
+        self._patience_s = patience_s
         ours, theirs = socket.socketpair()
+        timeval = struct.pack("@ll", *divmod(round(patience_s * 1_000_000), 1_000_000))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         with theirs:
             root = str(Path(__file__).parent.parent)
             path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -44,6 +51,7 @@ class EngineLink:
                 env={**os.environ, "PYTHONPATH": path},
             )
         self.connection = Connection(ours.detach())
+        self._is_ready = False
         self._send(("config", {"model": model, "settings": dict(settings)}))
 
     @property
@@ -55,6 +63,7 @@ class EngineLink:
         """What Engine.describe says, once the model is loaded. Raises EngineUnable or EngineLost."""
         match self.receive():
             case ("ready", described):
+                self._is_ready = True
                 return dict(described)
             case ("unable", message, traceback):
                 raise EngineUnable(message, traceback)
@@ -82,10 +91,10 @@ class EngineLink:
         return message
 
     def close(self) -> None:
-        """Hang up: the child ends after its step. Waits for it a little, then kills it."""
+        """Hang up: the child ends after its step. Waits for it a little, then kills it; at once while it loads."""
         self.connection.close()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=5 if self._is_ready else 0)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -97,11 +106,18 @@ class EngineLink:
     def _send(self, message: tuple[Any, ...]) -> None:
         try:
             self.connection.send(message)
+        except BlockingIOError:  # its buffer is full and it takes nothing out: only a process that hangs does so
+            self.kill()
+            raise EngineLost(f"the engine's process has not listened for {self._patience_s:g} s: it hangs") from None
         except OSError:
             raise EngineLost(self._obituary()) from None
 
     def _obituary(self) -> str:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return "the engine's process hung up, but did not end"
         if code < 0:
             name = signal.Signals(-code).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""

@@ -41,6 +41,11 @@ def serve(connection: Connection) -> None:
     except (ConfigError, ModelError) as error:
         connection.send(("unable", str(error), traceback.format_exc()))
         return
+    except Exception as error:  # an allocator's, a file's, a library's: nothing runs yet, so one line says it as well
+        first = next(iter(str(error).splitlines()), "")
+        message = f"the model can't be loaded: {type(error).__name__}: {first}"
+        connection.send(("unable", message, traceback.format_exc()))
+        return
     connection.send(("ready", {**engine.describe(), "load_s": round(time.perf_counter() - began, 3)}))
     inbound: SimpleQueue[Message | None] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbound), daemon=True).start()
