@@ -19,7 +19,7 @@ as typed calls in calls/) on one slot of a cluster. `T` is `{slip:<queue>:<parti
 | `T:workers`     | hash   | consumer -> expiry in ms, and its info | heartbeat              | with the last worker    |
 
 `T:job:<id>` holds `state` (queued, running, or how it ended), `lane`, `entry` (its id there), `payload` (the Job, as
-wire.py has it), `digest` of that, `epoch` and `consumer` (together: the owner; no consumer: nobody), `deliveries`,
+wire.py has it), `digest` of that, `epoch`, `owner` (`<epoch> <consumer>`, empty: nobody), `deliveries`,
 `resolved` and `fingerprint` (what the first owner decided, for which model), `result_ttl` (ms), `queued_at`,
 `claimed_at`, `ended_at` (ms), `offset` and `ended_by` (once ended), `nonce` (of the last claim, hand-back or cancel:
 recognises a re-sent one). The end removes `payload` and `resolved`.
@@ -33,7 +33,6 @@ takeover (a higher epoch) nothing of an old owner enters. An entry's one field i
 from __future__ import annotations
 
 import re
-import time
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
@@ -136,8 +135,6 @@ class Job(Input):
     tenant: str = "default"
     result_ttl: Annotated[float, Field(ge=1, le=30 * 86400)] = 3600.0
     """Seconds that events and result are kept after the end."""
-    created: Annotated[float, Field(ge=0)] = Field(default_factory=time.time)
-    """Unix time at the client, for people; nothing is decided by it."""
 
     @model_validator(mode="before")
     @classmethod

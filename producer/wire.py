@@ -47,7 +47,7 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 def encode_job(job: Job) -> bytes:
     """The payload that enqueue stores. Raises InvalidJob if it is over MAX_JOB_BYTES."""
-    payload = _pack(job.model_dump(exclude={"id"}, exclude_defaults=True) | {"created": job.created})
+    payload = _pack(job.model_dump(exclude={"id"}, exclude_defaults=True))
     if len(payload) > MAX_JOB_BYTES:
         raise InvalidJob("job", f"{len(payload)} bytes", f"at most {MAX_JOB_BYTES} bytes")
     return payload

@@ -42,7 +42,7 @@ def publish(keys: Keys, consumer: str, items: Sequence[Publication]) -> Call[lis
         script("publish"),
         tuple(key for item in items for key in (keys.job(item.job_id), keys.tokens(item.job_id))),
         (consumer, *(part for item in items for part in (item.epoch, item.start, item.count, item.blob or b""))),
-        lambda answer: [_reply(reply) for reply in answer],
+        lambda answer: [_reply(reply) for reply in zip(answer[::2], answer[1::2], strict=True)],
     )
 
 

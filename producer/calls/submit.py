@@ -106,7 +106,7 @@ def status(keys: Keys, job_id: str) -> Call[JobStatus | None]:
     def parse(answer: Any) -> JobStatus | None:
         if not answer:
             return None
-        state, lane, deliveries, consumer, queued, claimed, ended, offset, last_event = answer
+        state, lane, deliveries, owner, queued, claimed, ended, offset, last_event = answer
         if not state or not lane:
             raise Undecodable("job", f"its hash {keys.job(job_id)} lacks its state or its lane")
         return JobStatus(
@@ -115,7 +115,7 @@ def status(keys: Keys, job_id: str) -> Call[JobStatus | None]:
             lane=cast("Lane", lane.decode()),
             deliveries=int(deliveries or 0),
             offset=int(offset),
-            consumer=consumer.decode() if consumer else None,
+            consumer=owner.decode().partition(" ")[2] if owner else None,
             queued_at=int(queued or 0) / 1000,
             claimed_at=int(claimed) / 1000 if claimed else None,
             ended_at=int(ended) / 1000 if ended else None,

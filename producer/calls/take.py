@@ -172,7 +172,7 @@ def claim(keys: Keys, delivery: Delivery, consumer: str, started: bytes) -> Call
     return Call(
         script("claim"),
         (keys.job(job_id), keys.tokens(job_id), keys.lane(delivery.lane)),
-        (GROUP, consumer, delivery.entry, started, secrets.token_hex(8)),
+        (GROUP, consumer, delivery.lane, delivery.entry, started, secrets.token_hex(8)),
         parse,
     )
 

@@ -15,5 +15,5 @@ if depth >= limit then return {'full', whole(depth), whole(limit)} end
 
 local entry = redis.call('XADD', KEYS[2], '*', 'j', ARGV[1])
 redis.call('HSET', KEYS[1], 'state', 'queued', 'lane', ARGV[2], 'entry', entry, 'payload', ARGV[3], 'digest', ARGV[4],
-  'epoch', '0', 'consumer', '', 'deliveries', '0', 'result_ttl', ARGV[5], 'queued_at', whole(now_ms()))
+  'epoch', '0', 'owner', '', 'deliveries', '0', 'result_ttl', ARGV[5], 'queued_at', whole(now_ms()))
 return {'ok'}

@@ -14,7 +14,7 @@ for i = 5, #KEYS do
   local ours = holder == consumer and (epoch == '' or owns(KEYS[i], epoch, consumer))
   if ours then
     if epoch ~= '' then
-      redis.call('HSET', KEYS[i], 'state', 'queued', 'epoch', whole(tonumber(epoch) + 1), 'consumer', '')
+      redis.call('HSET', KEYS[i], 'state', 'queued', 'epoch', whole(tonumber(epoch) + 1), 'owner', '')
       redis.call('HINCRBY', KEYS[i], 'deliveries', -1)
     end
     redis.call('XCLAIM', lane, group, to, 0, entry, 'JUSTID')

@@ -27,8 +27,7 @@ end
 
 -- Whether (epoch, consumer) is the owner of a job.
 local function owns(job, epoch, consumer)
-  local owner = redis.call('HMGET', job, 'epoch', 'consumer')
-  return owner[1] == epoch and owner[2] == consumer
+  return redis.call('HGET', job, 'owner') == epoch .. ' ' .. consumer
 end
 
 -- Who has a lane's entry; nil where it is nobody's, or the group is gone.
@@ -82,7 +81,7 @@ end
 -- A job's end, but for its event: nobody owns it, and everything of it has a time to live.
 local function conclude(job, tokens, state, epoch, offset)
   local ttl = tonumber(redis.call('HGET', job, 'result_ttl')) or 3600000
-  redis.call('HSET', job, 'state', state, 'epoch', whole(epoch), 'consumer', '', 'offset', whole(offset),
+  redis.call('HSET', job, 'state', state, 'epoch', whole(epoch), 'owner', '', 'offset', whole(offset),
     'ended_at', whole(now_ms()))
   redis.call('HDEL', job, 'payload', 'resolved')
   redis.call('PEXPIRE', tokens, whole(ttl))

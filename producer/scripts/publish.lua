@@ -2,7 +2,8 @@
 --
 -- keys    per job: job, tokens
 -- args    consumer, then per job: epoch, start, count, blob (count 0: nothing new, the answer alone is wanted)
--- answer  per job: {'ok' | 'already' | 'fenced' | 'gap', tokens in the stream now}
+-- answer  per job: 'ok' | 'already' | 'fenced' | 'gap', then tokens in the stream now (flat: lists in lists cost as much
+--         as all the rest)
 -- effects per job answered ok with count > 0: a tokens event `<epoch>-<start + count>`
 local answers = {}
 for i = 1, #KEYS, 2 do
@@ -19,6 +20,7 @@ for i = 1, #KEYS, 2 do
   else
     outcome, offset = 'ok', start + count
   end
-  answers[#answers + 1] = {outcome, whole(offset)}
+  answers[#answers + 1] = outcome
+  answers[#answers + 1] = offset
 end
 return answers

@@ -38,6 +38,13 @@ def test_a_resent_job_stays_one_job_after_its_end(desk):
     assert desk.redis.xlen(desk.keys.lane("normal")) == 0
 
 
+def test_the_same_content_under_the_same_id_is_one_job(desk):
+    """A client that made its job anew after a crash, under its own id, is told that it is known."""
+    for duplicate in (False, True):
+        job = Job(id="0.default.my-own-id", prompt="hello", sampling={"temperature": 0})
+        assert desk.run(calls.enqueue(desk.keys, job)).duplicate is duplicate
+
+
 def test_an_id_names_one_content_only(desk):
     """A second job under a used id is refused, and the first stays as it was."""
     job_id = desk.submit(prompt="hello")

@@ -68,6 +68,7 @@ class Schedule:
         self.readers: dict[str, EventCursor] = {}
         self.read: dict[str, list[int]] = {}
         self.told: dict[str, str] = {}
+        self.zombies: list[tuple[str, Work]] = []
         self.sent: list[tuple[str, list[Publication], Call[Any]]] = []
         self.log: list[str] = []
         self.submitted = 0
@@ -124,7 +125,9 @@ class Schedule:
         room = self.chance.randint(1, 2)
         deliveries = calls.run(self.redis, calls.pull(self.keys, name, room, held=held)).deliveries
         assert len(deliveries) <= room
-        assert not {*deliveries} & {*(held or ())}, "an entry was delivered to who has it"
+        for delivery in deliveries:
+            again = delivery in (held or ()) and self.truth.holder.get(delivery.job_id) == name
+            assert not (again and self.leads_to(delivery)), "an entry was delivered to who has it"
         lost = self.chance.random() < 0.15
         self.recover.add(name) if lost else self.recover.discard(name)
         self.delivered(name, deliveries, lost)
@@ -138,7 +141,7 @@ class Schedule:
 
     def delivered(self, name: str, deliveries: list[Delivery], lost: bool) -> None:
         for delivery in deliveries:
-            if delivery.entry == self.entry(delivery.job_id):
+            if self.leads_to(delivery):
                 self.truth.holder[delivery.job_id] = name
         if not lost:
             self.unclaimed[name] += deliveries
@@ -147,17 +150,19 @@ class Schedule:
         if not self.unclaimed[name]:
             return
         delivery = self.unclaimed[name].pop(0)
+        before = int(self.redis.hget(self.keys.job(delivery.job_id), "epoch") or 0)
         claim = self.run(calls.claim(self.keys, delivery, name, wire.encode_started(name)))
         self.note(f"  {name} {delivery.job_id}: {claim.status} {claim.epoch} at {claim.offset}")
+        assert claim.status != "ok" or claim.epoch > before, "a claim did not raise the epoch"
         self.claimed(name, claim)
 
     def claimed(self, name: str, claim: Claim) -> None:
         job_id = claim.delivery.job_id
         if claim.status == "gone":
             live = job_id in self.truth.length and job_id not in self.truth.ended
-            assert not live or claim.delivery.entry != self.entry(job_id), "the entry of a live job was dropped"
+            assert not live or not self.leads_to(claim.delivery), "the entry of a live job was dropped"
             return
-        assert claim.delivery.entry == self.entry(job_id), "a copy of a job's entry led to the job"
+        assert self.leads_to(claim.delivery), "a copy of a job's entry led to the job"
         assert job_id not in self.truth.ended, "an ended job was claimed"
         assert (claim.status == "ok") == (self.truth.holder[job_id] == name), "claimed by who was not given it"
         if claim.status == "lost":
@@ -165,6 +170,7 @@ class Schedule:
         before = [token_id for blob in claim.tokens for token_id in wire.decode_tokens(blob, 10**6).token_ids]
         assert before == right(job_id, 0, claim.offset), "the claim brings other tokens than were published"
         self.truth.owner[job_id] = (name, claim.epoch)
+        self.forget(name, job_id)
         self.workers[name][job_id] = Work(claim.delivery, claim.epoch, claim.offset)
         decided = self.run(calls.resolve(self.keys, job_id, claim.epoch, name, f"by {name}".encode(), "model"))
         assert decided.status == "ok"
@@ -185,9 +191,32 @@ class Schedule:
             if lost:
                 continue
             if reply.status == "fenced":
-                del self.workers[name][item.job_id]
+                self.forget(name, item.job_id)
             else:
                 work.offset = reply.offset
+
+    def forget(self, name: str, job_id: str) -> None:
+        """A worker drops a job, or dies; what it knew may still act on Redis later."""
+        work = self.workers[name].pop(job_id, None)
+        if work is not None:
+            self.zombies.append((name, work))
+
+    def haunt(self, _: str) -> None:
+        """A worker that lost a job long ago wakes up and goes on with it, in every way there is."""
+        if not self.zombies:
+            return
+        name, work = self.chance.choice(self.zombies)
+        job_id, held = work.delivery.job_id, Held(work.delivery, work.epoch)
+        if self.truth.owner.get(job_id) == (name, work.epoch):
+            return  # it dropped the job for no reason, or a failover gave it back: no zombie
+        (reply,) = self.run(calls.publish(self.keys, name, [self.publication(work)]))
+        assert reply.status == "fenced"
+        ids = right(job_id, work.offset, self.length[job_id])
+        assert self.run(finish(self.keys, work, name, ids)).status in ("fenced", "already")
+        assert self.run(calls.resolve(self.keys, job_id, work.epoch, name, b"late", "model")).status == "fenced"
+        assert self.run(calls.renew(self.keys, name, [held])) == [False]
+        given = self.run(calls.hand_back(self.keys, name, [held]))
+        assert given == [self.truth.holder.get(job_id) == "handoff" and self.leads_to(work.delivery)]
 
     def replay(self, _: str) -> None:
         """A publish of long ago arrives once more: a zombie's, or delayed on the way."""
@@ -197,9 +226,6 @@ class Schedule:
         for item, reply in zip(items, calls.run(self.redis, call), strict=True):
             assert (reply.status != "fenced") == (self.truth.owner.get(item.job_id) == (name, item.epoch))
             assert item.count == 0 or reply.status != "ok" or self.failed_over, "old tokens went in twice"
-        for job_id, work in self.workers[name].items():  # what was decided by an owner that was replaced
-            decided = self.run(calls.resolve(self.keys, job_id, work.epoch, name, b"late", "model"))
-            assert (decided.status != "fenced") == (self.truth.owner.get(job_id) == (name, work.epoch))
 
     def publication(self, work: Work) -> Publication:
         job_id = work.delivery.job_id
@@ -209,10 +235,8 @@ class Schedule:
 
     def judge(self, name: str, work: Work, status: str) -> None:
         """The owner, and nobody else, is let in."""
-        owns = self.truth.owner[work.delivery.job_id] == (name, work.epoch)
-        assert (status != "fenced") == owns, (
-            f"{status} for {name}, the owner is {self.truth.owner[work.delivery.job_id]}"
-        )
+        owner = self.truth.owner.get(work.delivery.job_id)
+        assert (status != "fenced") == (owner == (name, work.epoch)), f"{status} for {name}, the owner is {owner}"
 
     def finish(self, name: str) -> None:
         for work in list(self.workers[name].values()):
@@ -223,15 +247,19 @@ class Schedule:
             reply = self.run(finish(self.keys, work, name, ids))
             self.note(f"  {name} {job_id} {work.offset}+{len(ids)}: {reply.status} {reply.offset}")
             if reply.status == "already":
-                assert self.truth.ended[job_id] == f"{name} {work.epoch}"
+                assert self.truth.ended.get(job_id) == f"{name} {work.epoch}"
             else:
                 self.judge(name, work, reply.status)
             if reply.status == "ok":
-                self.truth.owner[job_id], self.truth.ended[job_id] = None, f"{name} {work.epoch}"
+                self.over(job_id, f"{name} {work.epoch}")
             if reply.status == "gap":
                 work.offset = reply.offset
             elif self.chance.random() < 0.8:
-                del self.workers[name][job_id]
+                self.forget(name, job_id)
+
+    def over(self, job_id: str, by: str) -> None:
+        self.truth.owner[job_id] = self.truth.holder[job_id] = None
+        self.truth.ended[job_id] = by
 
     def renew(self, name: str) -> None:
         held = [Held(work.delivery, work.epoch) for work in self.workers[name].values()]
@@ -241,9 +269,9 @@ class Schedule:
             if item.epoch is not None and kept:
                 assert self.truth.owner.get(job_id) == (name, item.epoch), "the lease of another's job was renewed"
             if kept:
-                assert self.truth.holder.get(job_id) == name or item.delivery.entry != self.entry(job_id)
+                assert self.truth.holder.get(job_id) == name or not self.leads_to(item.delivery)
             if item.epoch is not None and not kept:
-                del self.workers[name][job_id]
+                self.forget(name, job_id)
 
     def hand_back(self, name: str) -> None:
         for job_id, work in list(self.workers[name].items()):
@@ -254,7 +282,7 @@ class Schedule:
                 assert given == (holder == "handoff" or (owns and holder == name)), "handed back by who had it not"
                 if owns and holder == name:
                     self.truth.owner[job_id], self.truth.holder[job_id] = None, "handoff"
-                del self.workers[name][job_id]
+                self.forget(name, job_id)
 
     def cancel(self, _: str) -> None:
         if self.truth.length and self.chance.random() < 0.3:
@@ -262,11 +290,12 @@ class Schedule:
             reply = self.run(calls.cancel(self.keys, job_id))
             assert (reply.met == "ended") == (job_id in self.truth.ended)
             if reply.met != "ended":
-                self.truth.owner[job_id], self.truth.ended[job_id] = None, "cancel"
+                self.over(job_id, "cancel")
 
     def kill(self, name: str) -> None:
         """kill -9: the worker's memory is gone, what is pending at it is not."""
-        self.workers[name].clear()
+        for job_id in list(self.workers[name]):
+            self.forget(name, job_id)
         self.unclaimed[name].clear()
         self.recover.discard(name)
 
@@ -315,7 +344,16 @@ class Schedule:
             self.submit,
             self.submit,
         ]
-        acts: list[Callable[[str], None]] = [*often, self.hand_back, self.cancel, self.kill, self.replay, self.copy]
+        acts: list[Callable[[str], None]] = [
+            *often,
+            self.hand_back,
+            self.cancel,
+            self.kill,
+            self.replay,
+            self.copy,
+            self.haunt,
+            self.haunt,
+        ]
         acts += [self.back_up, self.fail_over]
         self.submit("")
         for _ in range(self.chance.randint(20, 70)):
@@ -381,8 +419,10 @@ class Schedule:
     def held(self, name: str) -> list[Delivery]:
         return [*self.unclaimed[name], *(work.delivery for work in self.workers[name].values())]
 
-    def entry(self, job_id: str) -> str:
-        return (self.redis.hget(self.keys.job(job_id), "entry") or b"").decode()
+    def leads_to(self, delivery: Delivery) -> bool:
+        """Whether the job names this entry as its own."""
+        named = self.redis.hmget(self.keys.job(delivery.job_id), "lane", "entry")
+        return named == [delivery.lane.encode(), delivery.entry.encode()]
 
 
 def blob(job_id: str, start: int, ids: list[int]) -> bytes:

@@ -275,3 +275,13 @@ def test_another_models_decisions_are_replaced_while_nothing_is_published(desk):
     second = desk.take_over("b")
     assert desk.run(calls.resolve(desk.keys, job_id, second.epoch, "b", b"new", "new-model")).blob == b"new"
     assert desk.take_over("c").fingerprint == "new-model"
+
+
+def test_an_entry_of_the_same_id_on_another_lane_is_a_copy(desk):
+    """Entry ids are unique within a lane only; the hash names lane and entry."""
+    job_id = desk.submit(lane="low")
+    (delivery,) = desk.pull("a")
+    desk.redis.xadd(desk.keys.lane("high"), {"j": job_id}, id=delivery.entry)
+    (copy,) = desk.pull("b")
+    assert desk.claim(copy, "b").status == "gone"
+    assert desk.claim(delivery, "a").status == "ok"

@@ -46,7 +46,7 @@ UNDECODABLE = {
     "too many JSON values": b'{"v":1,"prompt_token_ids":[' + b"1," * (1 << 20) + b"1]}",
     "too many bytes": msgpack.packb({"v": 1, "prompt": "x" * wire.MAX_JOB_BYTES}),
     "broken JSON": b'{"v": 1, "prompt": "a"',
-    "JSON with NaN": b'{"v": 1, "prompt": "a", "created": NaN}',
+    "JSON with NaN": b'{"v": 1, "prompt": "a", "result_ttl": NaN}',
     "JSON in UTF-16": json.dumps({"v": 1, "prompt": "a"}).encode("utf-16-le"),
     "an unknown field": msgpack.packb({"v": 1, "prompt": "a", "colour": "red"}),
     "a field of a wrong type": msgpack.packb({"v": 1, "prompt": 7}),
