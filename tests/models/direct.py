@@ -67,9 +67,10 @@ class DirectRun:
             torch.arange(len(rows)),
             page_size=PAGE_SIZE,
             num_decode=int((lens == 1).sum()),
+            pad_tokens=2,  # the fixed order takes two or more
         )
-        everything = replace(batch, logits_index=torch.arange(batch.num_tokens))
-        logits = self._decoder.forward(everything, self.kv).float()
+        everything = replace(batch, logits_index=torch.arange(len(batch.input_ids)))
+        logits = self._decoder.forward(everything, self.kv).float()[: batch.num_tokens]
         for row, part in zip(rows.tolist(), logits.split(lens.tolist()), strict=True):
             self._logits[row].append(part)
         self.computed[rows] += lens

@@ -57,7 +57,7 @@ class RecordedEngine:
             self.engine.add(id_, prompt, SequenceParams(max_tokens=max_tokens))
         while self.engine.has_work:
             emissions = self.engine.step().emissions
-            for emission, logits in zip(emissions, self._last, strict=True):
+            for emission, logits in zip(emissions, self._last[: len(emissions)], strict=True):
                 assert emission.token_ids == [int(logits.argmax())]
                 self.tokens[emission.id] += emission.token_ids
                 self.logits[emission.id].append(logits.float())

@@ -1,0 +1,118 @@
+"""Rows with their keys and values in pages, and what attention over them should give, in plain fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.prepare_batch import FlatBatch
+from kernels.table import Ops
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of attention: query heads a key head, key heads, elements a head, tokens a page, element type."""
+
+    group: int = 2
+    kv_heads: int = 2
+    D: int = 64
+    page_size: int = 16
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def heads(self) -> int:
+        return self.group * self.kv_heads
+
+
+@dataclass(frozen=True)
+class Text:
+    """One sequence: a query, key and value for every position."""
+
+    q: Tensor  # [length, Hq, D]
+    k: Tensor  # [length, Hkv, D]
+    v: Tensor  # [length, Hkv, D]
+
+    @classmethod
+    def random(cls, shape: Shape, length: int, seed: int) -> Text:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(heads: int) -> Tensor:
+            return torch.randn(length, heads, shape.D, generator=generator).to(shape.dtype)
+
+        return cls(normal(shape.heads), normal(shape.kv_heads), normal(shape.kv_heads))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a batch: its text up to seq_len, of which the last query_len tokens are this step's."""
+
+    text: Text = field(repr=False)
+    seq_len: int
+    query_len: int
+
+
+def run_attention(
+    ops: Ops,
+    shape: Shape,
+    decode: Sequence[Row],
+    prefill: Sequence[Row],
+    *,
+    deterministic: bool = False,
+    seed: int = 0,
+    **how: Any,
+) -> list[Tensor]:
+    """Each row's [query_len, Hq, D], decode rows first. Pages lie in no order; what no row wrote holds NaN."""
+    rows = [*decode, *prefill]
+    kv, page_table = _pages(shape, rows, seed)
+    lens = torch.tensor([row.query_len for row in rows])
+    seq_lens = torch.tensor([row.seq_len for row in rows])
+    query_start = torch.cat([torch.zeros(1, dtype=torch.int64), lens.cumsum(0)])
+    positions = torch.cat([torch.arange(row.seq_len - row.query_len, row.seq_len) for row in rows])
+    nothing = torch.zeros(len(positions), dtype=torch.int64)  # attention reads neither ids nor slots
+    batch = FlatBatch(nothing, positions, nothing, query_start, seq_lens, page_table, query_start[1:] - 1, len(decode))
+    q = torch.cat([row.text.q[row.seq_len - row.query_len : row.seq_len] for row in rows])
+    out = torch.full_like(q, NAN)
+    workspace = ops.attention_workspace(batch, tuple(kv.shape), deterministic=deterministic)
+    if decode:
+        ops.decode_attention(q, kv, batch, workspace, out, **how)
+    if prefill:
+        assert out[len(decode) :].isnan().all(), "decode wrote into prefill's part of out"
+        ops.prefill_attention(q, kv, batch, workspace, out, **how)
+    return list(out.split(lens.tolist()))
+
+
+def _pages(shape: Shape, rows: Sequence[Row], seed: int) -> tuple[Tensor, Tensor]:
+    """K/V pages [pages, 2, Hkv, page_size, D] and page table [R, P]; page 0 is nobody's and all NaN."""
+    needed = [-(-row.seq_len // shape.page_size) for row in rows]
+    order = 1 + torch.randperm(sum(needed), generator=torch.Generator().manual_seed(seed))
+    kv = torch.full((len(order) + 1, 2, shape.kv_heads, shape.page_size, shape.D), NAN, dtype=shape.dtype)
+    page_table = torch.zeros(len(rows), max(needed), dtype=torch.int32)
+    for index, (row, pages) in enumerate(zip(rows, order.split(needed), strict=True)):
+        page_table[index, : len(pages)] = pages.int()
+        position = torch.arange(row.seq_len)
+        page, place = pages[position // shape.page_size], position % shape.page_size
+        kv[page, 0, :, place] = row.text.k[: row.seq_len]
+        kv[page, 1, :, place] = row.text.v[: row.seq_len]
+    return kv, page_table
+
+
+def attention_in_fp64(row: Row, *, scale: float, window: int | None = None, soft_cap: float | None = None) -> Tensor:
+    """[query_len, Hq, D] fp64, by the formula at the top of kernels/paged_attention.py."""
+    text, first = row.text, row.seq_len - row.query_len
+    group = text.q.shape[1] // text.k.shape[1]
+    q = text.q[first : row.seq_len].double()
+    k, v = (x[: row.seq_len].double().repeat_interleave(group, 1) for x in (text.k, text.v))
+    scores = torch.einsum("qhd,shd->hqs", q, k) * scale
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    position, key = torch.arange(first, row.seq_len).unsqueeze(1), torch.arange(row.seq_len)
+    seen = key <= position
+    if window is not None:
+        seen &= key > position - window
+    return torch.einsum("hqs,shd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
