@@ -17,6 +17,7 @@ from pathlib import Path
 import redis as sync_redis
 import structlog
 
+from producer.connection import redact
 from producer.errors import RedisUnavailable
 from worker.settings import InvalidSettings, Settings, read_settings
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InvalidSettings as error:
         return _complain(str(error), EXIT_USAGE)
     if print_config:
-        print(json.dumps(settings.model_dump(mode="json"), indent=2))
+        print(json.dumps({**settings.model_dump(mode="json"), "redis": redact(settings.redis)}, indent=2))
         return 0
     return _work(settings)
 
@@ -110,7 +111,8 @@ def _fail(message: str, code: int, settings: Settings, origin: str | None) -> in
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"slipstream worker: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"slipstream worker: {line}", file=sys.stderr)
     return code
 
 

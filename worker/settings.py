@@ -5,6 +5,7 @@ The engine's own are passed on as they are: worker/engine/config.py checks them 
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import tomllib
@@ -13,6 +14,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from producer.keys import QUEUE
 
 ENGINE_FIELDS = (
     "max_rows",
@@ -51,7 +54,7 @@ class Settings(BaseSettings):
     )
     redis: str = Field("redis://127.0.0.1:6379/0", description="redis:// or rediss:// URL")
     redis_wait_s: float = Field(10.0, ge=0, description="seconds to wait for Redis at the start before giving up")
-    queue: str = Field("default", description="the queue to serve")
+    queue: str = Field("default", pattern=f"^{QUEUE.pattern}$", description="the queue to serve")
     partition: int = Field(0, ge=0, description="the partition of the queue to serve")
     name: str = Field(default_factory=socket.gethostname, description="this worker's name; made unique by its start")
 
@@ -101,13 +104,25 @@ def read_settings(arguments: list[str], **given: Any) -> Settings:
 
     Raises InvalidSettings. `--help` and a flag that is not known print what argparse prints and exit, 0 or 2.
     """
+    _check_environment()
     try:
         return Settings(_cli_parse_args=arguments, **{**_from_file(), **given})  # type: ignore[call-arg]
     except ValidationError as error:
         lines = [_explain(found) for found in error.errors(include_url=False)]
-        raise InvalidSettings("; ".join(lines)) from None
+        raise InvalidSettings("\n".join(lines)) from None
     except SettingsError as error:
         raise InvalidSettings(str(error)) from None
+
+
+def _check_environment() -> None:
+    """Refuse a variable that is almost one of ours. The rest may be anyone's: Kubernetes makes some too."""
+    known = [f"SLIPSTREAM_{name.upper()}" for name in Settings.model_fields]
+    fine = {*known, "SLIPSTREAM_PARTITIONS"}  # the last is the producer's own
+    for name in os.environ:
+        if not name.startswith("SLIPSTREAM_") or name in fine:
+            continue
+        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.9):
+            raise InvalidSettings(f"{name} is no setting; is {close[0]} meant? Rename it or unset it")
 
 
 def _from_file() -> dict[str, Any]:
