@@ -22,6 +22,7 @@ import signal
 import threading
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
@@ -92,10 +93,9 @@ def main() -> None:
     connection = Connection(parser.parse_args().fd)
     for name in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C reaches us too; the loop decides what follows
         signal.signal(name, signal.SIG_IGN)
-    try:
+    with suppress(BrokenPipeError, ConnectionResetError):  # the loop is gone, and so is whoever would read what we say
         serve(connection)
-    except (BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the loop is gone, and with it whoever would read what we say
+    os._exit(0)  # there is nothing to save, and torch takes a second or two to take leave
 
 
 if __name__ == "__main__":
