@@ -72,8 +72,12 @@ def sample_torch(
 
 
 def candidates(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """[R, V] fp32: logits / temperature (> 0), and -inf for the tokens that min-p, top-k or top-p rule out."""
-    scores = logits.float() / temperature.unsqueeze(1)
+    """[R, V] fp32: (logits - their greatest) / temperature (> 0); -inf for tokens that min-p, top-k or top-p rule out.
+
+    The greatest score is 0, so that a temperature near 0 overflows to -inf alone.
+    """
+    wide = logits.float()
+    scores = (wide - wide.amax(-1, keepdim=True)) / temperature.unsqueeze(1)
     return _keep_top(_drop_unlikely(scores, min_p), top_k, top_p)
 
 
@@ -81,7 +85,7 @@ def _drop_unlikely(scores: Tensor, min_p: Tensor) -> Tensor:
     """Tokens less likely than min_p times the likeliest get -inf (Nguyen et al. 2024, arXiv 2407.01082)."""
     if not bool((min_p > 0).any()):
         return scores
-    floor = scores.amax(-1, keepdim=True) + torch.log(min_p).unsqueeze(1)  # log 0 is -inf: nothing is dropped
+    floor = torch.log(min_p.double()).float().unsqueeze(1)  # log 0 is -inf: nothing is dropped; fp64: see gumbel
     return scores.masked_fill(scores < floor, _NONE)
 
 
