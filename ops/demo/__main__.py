@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = Path(__file__).parent / "model"
 QUEUE = "demo"
 LOOKS_PER_S = 10
+THREADS = 1  # on two cores that others used too, two waited for each other at every small op: 62 tokens/s, not 1,175
 READY_WITHIN_S = 120.0
 HEARD_WITHIN_S = 10.0  # a heartbeat comes each second
 STOCK = 1500  # jobs drawn while the worker loads its model, so that drawing takes nothing from it later
@@ -61,7 +62,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ops.demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=24.0, help="of jobs at full speed (%(default)s)")
     parser.add_argument("--rows", type=int, default=16, help="seats in the worker's batch (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of the engine; so small a model gains little by more")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of the engine (%(default)s)")
     parser.add_argument("--plain", action="store_true", help="plain lines even on a terminal")
     parser.add_argument("--embedded", action="store_true", help="the embedded Redis even where there is a redis-server")
     parser.add_argument("--model", type=Path, default=MODEL, help="directory of the model that does the demo's tasks")
