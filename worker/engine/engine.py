@@ -107,7 +107,7 @@ class Engine:
         shape = read_config(directory)
         dtype = _dtype(config.dtype, shape.dtype)
         max_len = _max_len(config, shape)
-        num_pages = config.num_pages or _default_pages(config, shape, dtype, max_len)
+        num_pages = _num_pages(config, shape, dtype, max_len)
         max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
             ops, slower_because = _ops(config, shape, dtype)
@@ -322,10 +322,17 @@ def _max_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_len or model.max_len
 
 
-def _default_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max_len: int) -> int:
-    """Pages for all rows at full length, or what a quarter of the free memory holds."""
+def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max_len: int) -> int:
+    """The pages asked for, or those for all rows at full length, at most what a quarter of the free memory holds."""
     page_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * config.page_size * dtype.itemsize
     free = free_bytes()
+    if config.num_pages is not None:
+        if config.num_pages * page_bytes > free:  # zeros cost nothing until they are written: checked now or never
+            raise ConfigError(
+                f"not enough memory for a page pool of num_pages {config.num_pages:,}: it takes "
+                f"{config.num_pages * page_bytes:,} bytes, {free:,} are free; give at most {free // page_bytes:,}"
+            )
+        return config.num_pages
     affordable = int(free * _POOL_SHARE) // page_bytes
     if affordable < 1:
         raise ConfigError(
