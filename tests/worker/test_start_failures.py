@@ -1,0 +1,154 @@
+"""What keeps a worker from starting is said in one line that tells what to do, with an exit code, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ops import redis_server as redis_servers
+from tests.worker.process import DEMO_MODEL, WorkerProcess
+
+CANT_START, NO_REDIS = 1, 4
+NOBODY_LISTENS = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+def refusal(redis_url: str, tmp_path: Path) -> Callable[..., str]:
+    """Start a worker that can't: the one line it says. Its exit code is `code`, and its engine is gone too."""
+
+    def refuse(*flags: str, code: int, url: str = redis_url, model: Path = DEMO_MODEL) -> str:
+        worker = WorkerProcess(url, tmp_path / "worker.log", *flags, model=model)
+        assert worker.exit_code(120) == code, worker.log
+        assert "Traceback" not in worker.log
+        (line,) = worker.log.splitlines()
+        assert line.startswith("slipstream worker: ")
+        return line.removeprefix("slipstream worker: ")
+
+    return refuse
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the demo model to damage."""
+    return Path(shutil.copytree(DEMO_MODEL, tmp_path / "model"))
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal (Linux)."""
+    (mask,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def change_config(model: Path, **fields: object) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_no_redis(refusal):
+    """It waits as long as it is told to, then says where it looked."""
+    said = refusal("--redis-wait-s", "0.3", url=NOBODY_LISTENS, code=NO_REDIS)
+    assert said.startswith("no Redis at redis://127.0.0.1:1/0")
+    assert said.endswith("start it, or correct the URL")
+
+
+def test_a_wrong_password_or_none(refusal):
+    """A Redis that refuses the login is not waited for, and the password is not repeated."""
+    with redis_servers.start(config={"requirepass": "the-right-one"}) as server:
+        with_password = server.url.replace("redis://", "redis://:a-wrong-one@")
+        said = refusal("--redis-wait-s", "600", url=with_password, code=NO_REDIS)
+        assert "check user and password" in said
+        assert "a-wrong-one" not in said
+        assert "Authentication required" in refusal("--redis-wait-s", "600", url=server.url, code=NO_REDIS)
+
+
+def test_no_model_directory(refusal, tmp_path):
+    """The directory that is missing is named."""
+    said = refusal(model=tmp_path / "nowhere", code=CANT_START)
+    assert said.startswith(f"model directory {tmp_path / 'nowhere'} does not exist")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_directory_that_lacks_a_file(refusal, model, name):
+    """The file that is missing is named, with the directory that lacks it."""
+    (model / name).unlink()
+    said = refusal(model=model, code=CANT_START)
+    assert name in said
+    assert str(model) in said
+
+
+def test_weights_as_pickle_only(refusal, model):
+    """A pickle runs code: it is not read, and what to do instead is said."""
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    said = refusal(model=model, code=CANT_START)
+    assert "found pytorch_model.bin: only safetensors are read, convert it" in said
+
+
+def test_damaged_weights(refusal, model):
+    """A download that broke off."""
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "model.safetensors" in refusal(model=model, code=CANT_START)
+
+
+def test_an_architecture_that_is_not_supported(refusal, model):
+    """Which one it is, and which there are."""
+    change_config(model, architectures=["MambaForCausalLM"])
+    said = refusal(model=model, code=CANT_START)
+    assert said.startswith("architecture MambaForCausalLM is not supported; supported: LlamaForCausalLM")
+
+
+def test_a_configuration_that_does_not_fit_the_weights(refusal, model):
+    """The tensor whose shape is wrong is named."""
+    change_config(model, intermediate_size=256)
+    said = refusal(model=model, code=CANT_START)
+    assert "has shape" in said
+    assert "config.json asks for" in said
+
+
+def test_more_length_than_the_model_has(refusal):
+    """A worker can take shorter jobs than its model could, not longer ones."""
+    said = refusal("--max-len", "2000", code=CANT_START)
+    assert said == "max_len must be at most the model's 1024; got 2000"
+
+
+def test_a_page_pool_larger_than_the_memory(refusal):
+    """What the pool takes is said beside what there is."""
+    said = refusal("--num-pages", "1000000000", code=CANT_START)
+    assert "not enough memory for a page pool" in said
+    assert "num_pages" in said
+
+
+def test_more_threads_than_cores(refusal):
+    """The machine's figure is in the line."""
+    said = refusal("--threads", "1000", code=CANT_START)
+    assert said.startswith(f"threads must be between 1 and the {len(os.sched_getaffinity(0))} cores")
+
+
+def test_a_token_budget_below_the_rows(refusal):
+    """Every row needs a token in each step."""
+    said = refusal("--max-rows", "16", "--token-budget", "8", code=CANT_START)
+    assert said.startswith("token_budget must be at least max_rows (16)")
+
+
+@pytest.mark.parametrize("flags", [("--max-len", "2000"), ("--redis", NOBODY_LISTENS, "--redis-wait-s", "0")])
+def test_the_traceback_is_there_for_who_asks(start_worker, flags):
+    """`--traceback` shows where it came from, from the engine's process too, before the line."""
+    worker = start_worker(*flags, "--traceback")
+    assert worker.exit_code() in (CANT_START, NO_REDIS)
+    assert "Traceback (most recent call last)" in worker.log
+    assert worker.log.splitlines()[-1].startswith("slipstream worker: ")
+
+
+def test_told_to_stop_before_it_is_ready(start_worker, wait_until):
+    """SIGTERM while it waits for Redis: one line, exit code 0, since nothing was lost."""
+    worker = start_worker("--redis-wait-s", "600", url=NOBODY_LISTENS)
+    wait_until(lambda: catches(worker.pid, signal.SIGTERM), 60, "it catches SIGTERM")
+    assert worker.stop() == 0
+    assert worker.log == "slipstream worker: told to stop before it was ready\n"
