@@ -79,18 +79,28 @@ class Checkpoint:
         self._taken.add(name)
         return tensor.to(dtype)
 
-    def unused(self) -> list[str]:
-        """Names that nothing took: a config that does not fit its weights shows here."""
-        return sorted(set(self._files) - self._taken)
+    def refuse_unused(self, prefix: str) -> None:
+        """Raise ModelError if nothing took a tensor under `prefix`: weights that are left out give wrong answers.
+
+        Rotary frequencies are passed over: old checkpoints carry them, and they follow from the config.
+        """
+        left = set(self._files) - self._taken
+        unused = sorted(name for name in left if name.startswith(prefix) and not name.endswith(".rotary_emb.inv_freq"))
+        if unused:
+            more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+            raise ModelError(
+                f"{self._directory}: config.json asks for no {unused[0]}{more}, which the weights hold: "
+                f"they belong to another model or config"
+            )
 
 
 def _files_by_tensor(directory: Path) -> dict[str, Path]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
         try:
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{index} can't be read: {error!r}") from None
+            weight_map: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{index} can't be read ({error!r}); download it again") from None
         missing = sorted({f for f in weight_map.values() if not (directory / f).exists()})
         if missing:
             raise ModelError(f"{directory} lacks {', '.join(missing)}, which its index names")

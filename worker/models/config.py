@@ -49,13 +49,15 @@ class ModelConfig:
     dtype: str  # of the checkpoint: float32, float16 or bfloat16
     eos_ids: frozenset[int]
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Elements of K and V a token takes over all layers, times two bytes: for bf16 and fp16."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * 2
 
-
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# What `transformers` takes for a key that config.json leaves out, where that differs from one family to another.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {},
+    "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+}
+ARCHITECTURES = tuple(DEFAULTS)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -75,9 +77,10 @@ def parse_config(raw: Mapping[str, Any], eos: int | list[int] | None) -> ModelCo
     Raises ModelError as read_config does.
     """
     architecture = _architecture(raw)
+    raw = {**DEFAULTS[architecture], **raw}
     _refuse_unsupported(raw)
     hidden, heads, layers = (_positive(raw, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    kv_heads = raw.get("num_key_value_heads") or (8 if architecture == "MistralForCausalLM" else heads)
+    kv_heads = _positive(raw, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise ModelError(
             f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
@@ -92,9 +95,9 @@ def parse_config(raw: Mapping[str, Any], eos: int | list[int] | None) -> ModelCo
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=raw.get("head_dim") or hidden // heads,
+        head_dim=_positive(raw, "head_dim", hidden // heads),
         intermediate_size=_positive(raw, "intermediate_size"),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope=_rope(raw, max_len),
         max_len=max_len,
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -104,8 +107,15 @@ def parse_config(raw: Mapping[str, Any], eos: int | list[int] | None) -> ModelCo
         qk_norm=architecture == "Qwen3ForCausalLM",
         windows=_windows(raw, architecture, layers),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
-        eos_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
+        eos_ids=_eos_ids(eos),
     )
+
+
+def _eos_ids(eos: object) -> frozenset[int]:
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(id_, int) for id_ in ids):
+        raise ModelError(f"eos_token_id must be a token id or a list of them, got {eos!r}")
+    return frozenset(ids)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -124,7 +134,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _architecture(raw: Mapping[str, Any]) -> str:
-    named = raw.get("architectures") or ["(none named)"]
+    named = raw.get("architectures")
+    named = named if isinstance(named, list) and named else ["(none named)"]
     if named[0] not in ARCHITECTURES:
         raise ModelError(f"architecture {named[0]} is not supported; supported: {', '.join(ARCHITECTURES)}")
     return str(named[0])
@@ -133,50 +144,67 @@ def _architecture(raw: Mapping[str, Any]) -> str:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     if (act := raw.get("hidden_act", "silu")) != "silu":
         raise ModelError(f"config.json: hidden_act {act!r} is not supported; expected 'silu'")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+    quantised = raw.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
         raise ModelError(f"config.json: quantised weights ({method}) are not supported; use the bf16 checkpoint")
 
 
-def _positive(raw: Mapping[str, Any], key: str) -> int:
-    value = raw.get(key)
+def _positive(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive whole number; `default` where the key is missing or null."""
+    value = raw.get(key) if raw.get(key) is not None else default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelError(f"config.json: {key} must be a positive whole number, got {value!r}")
     return value
 
 
+def _number(raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A number above 0; `default` where the key is missing or null."""
+    value = raw.get(key) if raw.get(key) is not None else default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ModelError(f"config.json: {key} must be a number above 0, got {value!r}")
+    return float(value)
+
+
 def _rope(raw: Mapping[str, Any], max_len: int) -> RopeConfig:
     """`rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of before."""
-    rope = raw.get("rope_parameters") or {}
-    scaling = rope or raw.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise ModelError(f"config.json: rope_parameters must be an object, got {rope!r}")
+    theta = _number(rope, "rope_theta", _number(raw, "rope_theta", 10_000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if _number(rope, "partial_rotary_factor", _number(raw, "partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelError("config.json: partial_rotary_factor is not supported; expected 1.0")
     if kind == "default":
         return RopeConfig(theta)
     if kind == "linear":
-        return RopeConfig(theta, "linear", factor=float(scaling["factor"]))
+        return RopeConfig(theta, "linear", factor=_number(rope, "factor"))
     if kind == "llama3":
         return RopeConfig(
             theta,
             "llama3",
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_max_len=int(scaling.get("original_max_position_embeddings", max_len)),
+            factor=_number(rope, "factor"),
+            low_freq_factor=_number(rope, "low_freq_factor"),
+            high_freq_factor=_number(rope, "high_freq_factor"),
+            original_max_len=_positive(rope, "original_max_position_embeddings", max_len),
         )
     raise ModelError(f"config.json: rope type {kind!r} is not supported; supported: default, linear, llama3")
 
 
 def _windows(raw: Mapping[str, Any], architecture: str, layers: int) -> tuple[int | None, ...]:
-    window = raw.get("sliding_window")
-    if architecture == "LlamaForCausalLM" or window is None:
+    if architecture == "LlamaForCausalLM" or raw.get("sliding_window") is None:
         return (None,) * layers
     if architecture == "MistralForCausalLM":
-        return (int(window),) * layers
+        return (_positive(raw, "sliding_window"),) * layers
     if not raw.get("use_sliding_window", False):
         return (None,) * layers
+    window = _positive(raw, "sliding_window")
     kinds = raw.get("layer_types")
     if kinds:
-        return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
-    full = int(raw.get("max_window_layers", 28))
-    return tuple(int(window) if layer >= full else None for layer in range(layers))
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            raise ModelError(f"config.json: layer_types must name {layers} layers, got {kinds!r}")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    full = raw.get("max_window_layers", 28)
+    if not isinstance(full, int):
+        raise ModelError(f"config.json: max_window_layers must be a whole number, got {full!r}")
+    return tuple(window if layer >= full else None for layer in range(layers))

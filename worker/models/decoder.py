@@ -54,7 +54,7 @@ class Decoder:
     """A causal language model's weights and its forward pass.
 
     dtype is that of weights, activations and logits. `deterministic` makes a token's values independent of the batch.
-    Raises ModelError if the checkpoint lacks a tensor or has one of another shape.
+    Raises ModelError if the checkpoint lacks a tensor, has one of another shape, or one that nothing here uses.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Decoder:
         self._norm = checkpoint.take("model.norm.weight", (config.hidden_size,), dtype)
         tied = config.tied_embeddings or "lm_head.weight" not in checkpoint
         head = self._embedding if tied else checkpoint.take("lm_head.weight", shape, dtype)
+        checkpoint.refuse_unused("model.")
         self._head = Linear(head, deterministic=deterministic)
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len)
         self._scale = config.head_dim**-0.5
