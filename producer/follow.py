@@ -59,47 +59,54 @@ Flow = Generator[Step, Any, T]
 class EventCursor:
     """A place in a job's events. Turns entries into events that continue there: each token once, in order.
 
-    `from_offset` may lie inside an event, which is cut. What a replaced stream repeats is dropped; tokens that are
-    missing raise Undecodable.
+    `from_offset` may lie inside an event, which is cut. Where tokens seem to be missing, or the stream ends before our
+    place in it, a failover lost its tail, and what came since may have lower ids than what we read: then the stream is
+    read anew from its first entry, and what we have is dropped. Tokens that are really missing raise Undecodable.
     """
 
     def __init__(self, from_offset: int = 0) -> None:
         self.offset = from_offset
         self.last_entry = "0-0"
         self.ended = False
+        self._anew_at: int | None = None
 
     def events(self, entries: Iterable[Entry]) -> list[Event]:
         """What is new in `entries`, which follow `last_entry`."""
-        new = [self._next(entry, fields) for entry, fields in entries]
-        return [event for event in new if event is not None]
+        new: list[Event] = []
+        for entry, fields in entries:
+            event = wire.decode_event(entry, fields)
+            begins = event.start if isinstance(event, Tokens) else event.offset
+            if begins > self.offset:
+                self._read_anew(begins)
+                break
+            self.last_entry = entry.decode()
+            new += self._continuing(event)
+        return new
 
     def rewind_if_lost(self, status: calls.JobStatus) -> None:
-        """Begin the stream anew if it ends before our place in it.
-
-        Then a failover lost its tail, and what came since may have lower ids than what we read. Tokens we have are
-        dropped as ever.
-        """
+        """Compare our place with where the stream ends now."""
         last = _order(status.last_event or "0-0")
         if last < _order(self.last_entry) or (status.ended and last == _order(self.last_entry)):
             self.last_entry = "0-0"
 
-    def _next(self, entry: bytes, fields: Mapping[bytes, bytes]) -> Event | None:
-        event = wire.decode_event(entry, fields)
-        self.last_entry = entry.decode()
+    def _continuing(self, event: Event) -> list[Event]:
         match event:
             case Started():
-                return event if event.offset >= self.offset else None
+                return [event] if event.offset == self.offset else []
             case Ended():
                 self.ended = True
-                return event
-            case Tokens():
-                if event.start > self.offset:
-                    raise Undecodable("event stream", f"the tokens from {self.offset} to {event.start} are missing")
-                if event.offset <= self.offset:
-                    return None
+                return [event]
+            case Tokens() if event.offset > self.offset:
                 rest = event.since(self.offset)
                 self.offset = event.offset
-                return rest
+                return [rest]
+            case _:
+                return []
+
+    def _read_anew(self, begins: int) -> None:
+        if self._anew_at == self.offset:
+            raise Undecodable("event stream", f"the tokens from {self.offset} to {begins} are missing")
+        self.last_entry, self._anew_at = "0-0", self.offset
 
 
 def _order(entry: str) -> tuple[int, int]:

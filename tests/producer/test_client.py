@@ -180,26 +180,39 @@ def test_a_takeover_is_one_stream_to_its_reader(producer, real_desk):
     assert token_ids(events) == [1, 2, 3]
 
 
-def test_tokens_written_again_after_a_loss_are_shown_once(real_desk):
-    """Where a stream lost its tail and the owner re-sent it in other pieces, the reader's place is kept."""
-    real_desk.submit()
+def test_tokens_written_again_after_a_loss_are_shown_once(producer, real_desk):
+    """A failover loses the stream's tail, the owner sends it again in other pieces: the reader keeps its place."""
+    job = producer.submit(prompt="a")
     claim = real_desk.take("a")
-    job_id = claim.delivery.job_id
-    stream = real_desk.keys.tokens(job_id)
-    cursor = EventCursor()
+    reader = Reader(lambda: producer.stream(job))
+    assert reader.next().kind == "started"
     real_desk.publish(claim, "a", 0, [1, 2])
+    replica = {key: real_desk.redis.dump(key) for key in real_desk.redis.keys("*")}
     real_desk.publish(claim, "a", 2, [3])
-    seen = cursor.events(real_desk.redis.xrange(stream))
+    assert [reader.next().token_ids, reader.next().token_ids] == [(1, 2), (3,)]
+    for key, value in replica.items():
+        real_desk.redis.restore(key, 0, value, replace=True)
+    assert real_desk.publish(claim, "a", 3, [4, 5]) == calls.PublishReply("gap", 2)
+    real_desk.finish(claim, "a", 2, [3, 4, 5])
+    assert token_ids(reader.until_the_end()) == [4, 5]
+
+
+def test_an_end_below_the_readers_place_is_found(producer, real_desk):
+    """After a failover the stream may end at lower ids than a reader has seen; it looks again instead of waiting on."""
+    job = producer.submit(prompt="a")
+    old = real_desk.take("a")
+    real_desk.publish(old, "a", 0, [1])
+    reader = Reader(lambda: producer.stream(job))
+    assert [reader.next().kind, reader.next().kind] == ["started", "tokens"]
+    replica = {key: real_desk.redis.dump(key) for key in real_desk.redis.keys("*")}
     new = real_desk.take_over("b")
-    real_desk.redis.xdel(stream, f"{claim.epoch}-3", f"{new.epoch}-3")  # a failover that lost the tail
-    real_desk.redis.xadd(stream, {"s": seen_start()}, id=f"{new.epoch + 1}-2")
-    real_desk.redis.hset(real_desk.keys.job(job_id), "epoch", new.epoch + 1)
-    (reply,) = real_desk.run(
-        calls.publish(real_desk.keys, "b", [calls.Publication(job_id, new.epoch + 1, 2, 3, tokens([3, 4, 5]))])
-    )
-    assert reply.status == "ok"
-    seen += cursor.events(real_desk.redis.xrange(stream, min=f"({cursor.last_entry}"))
-    assert token_ids(seen) == [1, 2, 3, 4, 5]
+    real_desk.publish(new, "b", 1, [2])
+    assert [reader.next().kind, reader.next().kind] == ["started", "tokens"]
+    for key, value in replica.items():
+        real_desk.redis.restore(key, 0, value, replace=True)
+    real_desk.redis.client_kill_filter(_type="normal", skipme=True)
+    real_desk.finish(old, "a", 1, [2])
+    assert [event.kind for event in reader.until_the_end()] == ["ended"]
 
 
 def test_missing_tokens_are_an_error_not_a_silence(real_desk):
@@ -209,8 +222,12 @@ def test_missing_tokens_are_an_error_not_a_silence(real_desk):
     real_desk.publish(claim, "a", 0, [1])
     real_desk.publish(claim, "a", 1, [2])
     real_desk.redis.xdel(real_desk.keys.tokens(job_id), f"{claim.epoch}-1")
+    cursor = EventCursor()
+    entries = real_desk.redis.xrange(real_desk.keys.tokens(job_id))
+    assert token_ids(cursor.events(entries)) == []
+    assert cursor.last_entry == "0-0", "it reads the stream once more from the start"
     with pytest.raises(Undecodable, match="from 0 to 1 are missing"):
-        EventCursor().events(real_desk.redis.xrange(real_desk.keys.tokens(job_id)))
+        cursor.events(entries)
 
 
 def test_a_cancelled_job_has_a_result(producer, real_desk, no_leaked_keys):
@@ -368,11 +385,3 @@ def test_an_async_client_without_redis_says_so():
                 await producer.result("0.default.12345678")
 
     asyncio.run(asyncio.wait_for(story(), 60))
-
-
-def tokens(ids):
-    return wire.encode_tokens(ids, [f"{token} " for token in ids], 0)
-
-
-def seen_start():
-    return wire.encode_started("b")

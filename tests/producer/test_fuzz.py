@@ -7,10 +7,12 @@ is held against it, and at the end every job's events are read to the token. SLI
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha1
 from typing import Any
 
 import fakeredis
@@ -18,6 +20,7 @@ import pytest
 
 from producer import calls, wire
 from producer.calls import Call, Claim, Delivery, Held, Publication, ReclaimCursor
+from producer.calls.script import Script, script
 from producer.follow import EventCursor
 from producer.keys import Keys
 from producer.protocol import Job, Result, running_hash
@@ -58,7 +61,8 @@ class Truth:
 class Schedule:
     """One seed's walk. Everything random comes from `chance`, so a seed is a schedule."""
 
-    def __init__(self, redis: Any, seed: int) -> None:
+    def __init__(self, redis: Any, seed: int, breaking: Callable[[Call[Any]], Call[Any]] | None = None) -> None:
+        self.breaking = breaking
         self.redis, self.keys, self.chance = redis, Keys("fuzz"), random.Random(seed)
         self.truth = Truth()
         self.workers: dict[str, dict[str, Work]] = {name: {} for name in "ABC"}
@@ -82,9 +86,9 @@ class Schedule:
         """Run a call, now and then twice: the first reply was lost on the way and the same call is sent again."""
         if self.chance.random() < 0.02:
             self.redis.script_flush()
-        answer = calls.run(self.redis, call)
+        answer = self.answer(call)
         if self.chance.random() < 0.15:
-            again = calls.run(self.redis, call)
+            again = self.answer(call)
             self.note(f"  sent again: {answer} -> {again}")
             if call.script.name in ("publish", "finish"):
                 self.same_or_already(answer, again)
@@ -93,6 +97,9 @@ class Schedule:
             else:
                 assert again == answer, "a re-sent call got another answer"
         return answer
+
+    def answer(self, call: Call[Any]) -> Any:
+        return calls.run(self.redis, self.breaking(call) if self.breaking else call)
 
     def same_or_already(self, answer: Any, again: Any) -> None:
         pairs = zip(answer, again, strict=True) if isinstance(answer, list) else [(answer, again)]
@@ -123,7 +130,7 @@ class Schedule:
     def pull(self, name: str) -> None:
         held = self.held(name) if name in self.recover else None
         room = self.chance.randint(1, 2)
-        deliveries = calls.run(self.redis, calls.pull(self.keys, name, room, held=held)).deliveries
+        deliveries = self.answer(calls.pull(self.keys, name, room, held=held)).deliveries
         assert len(deliveries) <= room
         for delivery in deliveries:
             again = delivery in (held or ()) and self.truth.holder.get(delivery.job_id) == name
@@ -134,7 +141,7 @@ class Schedule:
 
     def reclaim(self, name: str) -> None:
         call = calls.reclaim(self.keys, name, 0, self.cursors[name], self.chance.randint(1, 2))
-        reclaimed = calls.run(self.redis, call)
+        reclaimed = self.answer(call)
         lost = self.chance.random() < 0.15
         self.cursors[name] = reclaimed.cursor
         self.delivered(name, reclaimed.deliveries, lost)
@@ -223,7 +230,7 @@ class Schedule:
         if not self.sent:
             return
         name, items, call = self.chance.choice(self.sent)
-        for item, reply in zip(items, calls.run(self.redis, call), strict=True):
+        for item, reply in zip(items, self.answer(call), strict=True):
             assert (reply.status != "fenced") == (self.truth.owner.get(item.job_id) == (name, item.epoch))
             assert item.count == 0 or reply.status != "ok" or self.failed_over, "old tokens went in twice"
 
@@ -307,27 +314,40 @@ class Schedule:
                 if self.redis.hget(self.keys.job(job_id), "lane") == lane.rpartition(":")[2].encode():
                     self.truth.holder[job_id] = None
 
-    def back_up(self, _: str) -> None:
+    def back_up(self, name: str) -> None:
         """A replica gets this far."""
-        if self.chance.random() < 0.3:
+        if name == "now" or self.chance.random() < 0.3:
             keys = {key: (self.redis.dump(key), max(0, self.redis.pttl(key))) for key in self.redis.keys("*")}
             self.backup = keys, copy.deepcopy(self.truth)
 
-    def fail_over(self, _: str) -> None:
+    def fail_over(self, name: str) -> None:
         """The replica takes over: what came since is lost, but not to the workers and readers."""
-        if self.backup is None or self.chance.random() < 0.5:
+        if self.backup is None or (name != "now" and self.chance.random() < 0.5):
             return
         keys, self.truth = self.backup[0], copy.deepcopy(self.backup[1])
         self.failed_over = True
         self.redis.flushall()
         for key, (value, ttl) in keys.items():
             self.redis.restore(key, ttl, value)
+        for worker in "ABC":
+            if self.chance.random() < 0.3:
+                self.finish(worker)
 
     def look(self, _: str) -> None:
         """A reader comes by."""
         for job_id in self.truth.length:
             if self.chance.random() < 0.5:
                 self.read_on(job_id)
+
+    def split(self, name: str) -> None:
+        """A claim is lost in a failover, and its number is given to another worker."""
+        self.back_up("now")
+        for worker in (name, self.chance.choice("ABC")):
+            self.reclaim(worker)
+            self.claim(worker)
+            self.publish(worker)
+            if worker == name:
+                self.fail_over("now")
 
     # The walk.
 
@@ -354,7 +374,7 @@ class Schedule:
             self.haunt,
             self.haunt,
         ]
-        acts += [self.back_up, self.fail_over]
+        acts += [self.back_up, self.fail_over, self.split]
         self.submit("")
         for _ in range(self.chance.randint(20, 70)):
             act = self.lose_group if self.chance.random() < 0.01 else self.chance.choice(acts)
@@ -371,7 +391,7 @@ class Schedule:
             if not any(self.redis.xlen(lane) for lane in self.keys.lanes):
                 return
             self.note("Z")
-            self.delivered("Z", calls.run(self.redis, calls.pull(self.keys, "Z", 4)).deliveries, lost=False)
+            self.delivered("Z", self.answer(calls.pull(self.keys, "Z", 4)).deliveries, lost=False)
             self.reclaim("Z")
             while self.unclaimed["Z"]:
                 self.claim("Z")
@@ -382,7 +402,7 @@ class Schedule:
 
     def audit(self) -> None:
         """Each job: one end, every token once, in order and right; nothing is left behind."""
-        for depth in calls.run(self.redis, calls.depth(self.keys)).values():
+        for depth in self.answer(calls.depth(self.keys)).values():
             assert (depth.waiting, depth.running) == (0, 0), "an entry is left, or is pending without being there"
         for job_id, length in self.truth.length.items():
             self.read_on(job_id)
@@ -404,12 +424,14 @@ class Schedule:
 
     def read_on(self, job_id: str) -> None:
         cursor = self.readers.setdefault(job_id, EventCursor())
-        status = calls.run(self.redis, calls.status(self.keys, job_id))
+        status = self.answer(calls.status(self.keys, job_id))
         if status is None or cursor.ended:
             return
         cursor.rewind_if_lost(status)
-        entries = self.redis.xrange(self.keys.tokens(job_id), min=f"({cursor.last_entry}")
-        for event in cursor.events(entries):
+        new = cursor.events(self.redis.xrange(self.keys.tokens(job_id), min=f"({cursor.last_entry}"))
+        if cursor.last_entry == "0-0":
+            new += cursor.events(self.redis.xrange(self.keys.tokens(job_id)))
+        for event in new:
             if event.kind == "tokens":
                 self.read.setdefault(job_id, []).extend(event.token_ids)
                 assert event.hash == running_hash(0, right(job_id, 0, event.offset))
@@ -446,8 +468,9 @@ def finish(keys: Keys, work: Work, name: str, ids: list[int]) -> Call[calls.Publ
     )
 
 
-def play(redis: Any, seed: int) -> None:
-    schedule = Schedule(redis, seed)
+def play(redis: Any, seed: int, breaking: Callable[[Call[Any]], Call[Any]] | None = None) -> None:
+    """Walk, drain and audit one seed's schedule. `breaking` changes the scripts, to see whether it would be noticed."""
+    schedule = Schedule(redis, seed, breaking)
     try:
         schedule.walk()
         schedule.drain()
@@ -456,12 +479,16 @@ def play(redis: Any, seed: int) -> None:
         raise AssertionError(f"seed {seed}: {error}\n" + "\n".join(schedule.log[-60:])) from error
 
 
+def play_all(seeds: range, breaking: Callable[[Call[Any]], Call[Any]] | None = None) -> None:
+    for seed in seeds:
+        with fakeredis.FakeRedis(server=fakeredis.FakeServer()) as redis:
+            play(redis, seed, breaking)
+
+
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
 def test_no_schedule_loses_doubles_or_reorders_a_token(first):
     """On fakeredis, for each seed of the block: every job ends once, with every token once."""
-    for seed in range(first, min(first + BLOCK, SEEDS)):
-        with fakeredis.FakeRedis(server=fakeredis.FakeServer()) as redis:
-            play(redis, seed)
+    play_all(range(first, min(first + BLOCK, SEEDS)))
 
 
 def test_no_schedule_does_so_on_redis_either(redis_client):
@@ -469,3 +496,47 @@ def test_no_schedule_does_so_on_redis_either(redis_client):
     for seed in range(min(100, SEEDS)):
         redis_client.flushall()
         play(redis_client, seed)
+
+
+OWNS = "return redis.call('HGET', job, 'owner') == epoch .. ' ' .. consumer"
+OWNER = "(redis.call('HGET', job, 'owner') or '')"
+GUARDS = {
+    "no epoch check": (OWNS, f"return string.match({OWNER}, ' (.*)') == consumer"),
+    "no consumer check": (OWNS, f"return string.match({OWNER}, '(.*) ') == epoch"),
+    "no owner check in publish": ("if not owns(job, epoch, ARGV[1]) then", "if false then"),
+    "no owner check in finish": ("if not owns(KEYS[1], epoch, consumer) then", "if false then"),
+    "no owner check in resolve": ("if not owns(KEYS[1], ARGV[1], ARGV[2]) then", "if false then"),
+    "no owner check in renew": ("(epoch == '' or owns(KEYS[i], epoch, consumer)) and", ""),
+    "no holder check in renew": ("and pending_at(lane, group, entry) == consumer", ""),
+    "no owner check in hand_back": ("and (epoch == '' or owns(KEYS[i], epoch, consumer))", ""),
+    "no holder check in claim": ("if pending_at(KEYS[3], group, entry) ~= consumer then return {'lost'} end", ""),
+    "no look at the entry in claim": (" or job[2] ~= entry or job[12] ~= ARGV[3]", ""),
+    "no look at the state in claim": ("(state ~= 'queued' and state ~= 'running') or", ""),
+    "no tail check in publish": ("elseif offset ~= start then", "elseif false then"),
+    "no tail check in finish": ("if offset ~= start and offset ~= start + count then", "if false then"),
+    "no nonce in claim": ("job[5] == nonce and", "false and"),
+    "no nonce in cancel": ("if nonce == ARGV[4] then", "if false then"),
+    "a claim may keep the epoch": ("epoch = whole(next_epoch(epoch, KEYS[2]))", "epoch = whole(now_ms())"),
+    "a hand-back keeps the owner": (", 'epoch', whole(tonumber(epoch) + 1), 'owner', ''", ""),
+    "an end keeps the owner": ("'epoch', whole(epoch), 'owner', '', ", ""),
+    "decisions are made anew": ("if stored[1] and stored[2] == ARGV[4] then", "if false then"),
+    "ids are not known again": ("if known[1] or known[2] then", "if false then"),
+    "a finished entry stays": ("redis.call('XDEL', KEYS[4], entry)", ""),
+    "events live for ever": ("redis.call('PEXPIRE', tokens, whole(ttl))", ""),
+    "what is held is given again": ("if not known[number .. ':' .. held[1]] then", "if true then"),
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_the_fuzz_notices_each_missing_guard(guard):
+    """With any one of the scripts' checks taken out, some schedule fails."""
+    old, new = GUARDS[guard]
+
+    def breaking(call: Call[Any]) -> Call[Any]:
+        text = call.script.text.replace(old, new)
+        return dataclasses.replace(call, script=Script(call.script.name, text, sha1(text.encode()).hexdigest()))
+
+    names = ["enqueue", "pull", "claim", "resolve", "publish", "finish", "renew", "hand_back", "cancel"]
+    assert any(old in script(name).text for name in names), "the guard to break is not there any more"
+    with pytest.raises(AssertionError, match="seed"):
+        play_all(range(600), breaking)

@@ -6,6 +6,7 @@ import pytest
 
 from producer import calls
 from producer.calls import Held
+from producer.protocol import Job
 
 
 def test_a_pull_takes_at_most_the_room_there_is(desk):
@@ -142,6 +143,4 @@ def test_unclaimed_deliveries_can_be_renewed_and_handed_back(desk):
 
 
 def job(lane):
-    from producer.protocol import Job
-
     return Job(prompt="hello", lane=lane)
