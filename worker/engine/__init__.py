@@ -7,7 +7,7 @@ scheduler.py  which sequences run in a step and how many tokens of each; admit a
 pages.py      PagePool: pages of K/V memory, counted references
 rows.py       RowTable: the state of every seat of the batch, as tensors
 memory.py     how much memory the pool may take
-process.py    the engine behind two pipes, for a process of its own
+serve.py      the engine in a process of its own, behind one connection
 """
 
 from worker.engine.config import ConfigError, EngineConfig

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from kernels.cpu.library import CpuKernelsUnavailable
+from kernels.cpu.ops import fits
 from kernels.linear import can_pack
 from kernels.table import Backend, Ops, best_ops, ops_for
 from worker.engine.config import ConfigError, EngineConfig
@@ -25,7 +26,7 @@ from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
 from worker.engine.rows import RowTable
 from worker.engine.scheduler import Scheduler
-from worker.engine.sequence import FinishReason, Sequence, SequenceParams, Unservable
+from worker.engine.sequence import FinishReason, Sequence, SequenceParams, refuse_unservable
 from worker.models.checkpoint import locate
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
@@ -105,7 +106,7 @@ class Engine:
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         directory = locate(os.fspath(model))
         shape = read_config(directory)
-        dtype = _dtype(config.dtype, shape.dtype)
+        dtype = _dtype(config, shape.dtype)
         max_len = _max_len(config, shape)
         num_pages = _num_pages(config, shape, dtype, max_len)
         max_len = min(max_len, num_pages * config.page_size)
@@ -130,7 +131,7 @@ class Engine:
         Raises Unservable if it can never run here; nothing is queued then.
         """
         assert sequence_id not in self._sequences, f"sequence {sequence_id} is here already"
-        self._refuse(prompt, params, output)
+        refuse_unservable(prompt, params, output, vocab_size=self.model.vocab_size, max_len=self.max_len)
         sequence = Sequence(sequence_id, prompt, params, priority, next(self._arrivals), list(output))
         self._sequences[sequence_id] = sequence
         self._scheduler.add(sequence)
@@ -163,7 +164,9 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepOutput:
-        """Run one step over the batch. Emissions come in no particular order."""
+        """Run one step over the batch; without work it does nothing. Emissions come in no particular order."""
+        if not self.has_work:
+            return StepOutput([], 0, 0, 0)
         began = time.perf_counter()
         plan = self._scheduler.plan()
         for sequence in plan.admitted:
@@ -180,21 +183,27 @@ class Engine:
     def generate(self, prompts: Items[Items[int]], params: SequenceParams | Items[SequenceParams]) -> list[Completion]:
         """Run all prompts to their ends, offline; completions in the order of the prompts.
 
-        Raises Unservable before anything runs if one of them can't.
+        Raises Unservable before anything runs if one of them can't, RuntimeError if other sequences are here.
         """
+        if self.has_work:
+            raise RuntimeError(f"generate takes the engine for itself, and {len(self._sequences)} sequences are here")
         each = list(repeat(params, len(prompts)) if isinstance(params, SequenceParams) else params)
         if len(each) != len(prompts):
             raise ValueError(f"params: expected one, or one for each of {len(prompts)} prompts; got {len(each)}")
         for prompt, own in zip(prompts, each, strict=True):
-            self._refuse(prompt, own, ())
+            refuse_unservable(prompt, own, (), vocab_size=self.model.vocab_size, max_len=self.max_len)
         tokens: list[list[int]] = [[] for _ in prompts]
         ended: dict[int, Emission] = {}
         for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
             self.add(index, prompt, own)
-        for emission in self._run_all():
-            tokens[emission.id] += emission.token_ids
-            if emission.reason is not None:
-                ended[emission.id] = emission
+        try:
+            for emission in self._run_all():
+                tokens[emission.id] += emission.token_ids
+                if emission.reason is not None:
+                    ended[emission.id] = emission
+        finally:  # interrupted, it leaves nothing behind
+            for index in range(len(prompts)):
+                self.cancel(index)
         return [Completion(t, ended[i].reason or FinishReason.FAILED, ended[i].error) for i, t in enumerate(tokens)]
 
     def describe(self) -> dict[str, Any]:
@@ -258,27 +267,6 @@ class Engine:
             self.cancel(sequence.id)
         return Emission(sequence.id, [token], reason)
 
-    def _refuse(self, prompt: Items[int], params: SequenceParams, output: Items[int]) -> None:
-        """Raise Unservable for what can never run here."""
-        if not prompt:
-            raise Unservable("prompt", "is empty; give at least one token")
-        bad = next((t for t in (*prompt, *output) if not 0 <= t < self.model.vocab_size), None)
-        if bad is not None:
-            raise Unservable(
-                "prompt_token_ids", f"token id {bad} is outside the vocabulary (0 to {self.model.vocab_size - 1})"
-            )
-        if params.max_tokens < 1:
-            raise Unservable("max_tokens", f"must be at least 1; got {params.max_tokens}")
-        if len(output) >= params.max_tokens:
-            raise Unservable("max_tokens", f"{len(output)} output tokens are there already of {params.max_tokens}")
-        whole = len(prompt) + params.max_tokens
-        if whole > self.max_len:
-            raise Unservable(
-                "max_tokens",
-                f"prompt ({len(prompt)}) and max_tokens ({params.max_tokens}) are {whole} tokens; "
-                f"this worker takes {self.max_len} (the model's length or its page pool, whichever is less)",
-            )
-
     def _count(self, tokens: dict[Sequence, int], generated: int, began: float) -> None:
         stats = self.stats
         stats.steps += 1
@@ -295,21 +283,31 @@ def _end(sequence: Sequence, token: int) -> FinishReason | None:
     return FinishReason.LENGTH if len(sequence.output) >= sequence.params.max_tokens else None
 
 
-def _dtype(asked: str, checkpoint: str) -> torch.dtype:
+def _dtype(config: EngineConfig, checkpoint: str) -> torch.dtype:
     """The dtype to compute in: the one asked for, or the checkpoint's where this CPU is good at it."""
+    asked = config.dtype
     name = asked if asked != "auto" else checkpoint
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ConfigError(f"config.json names dtype {name!r}; give --dtype bfloat16 or float32")
-    if asked == "auto" and dtype != torch.float32 and not can_pack(torch.device("cpu"), dtype):
+    packs = can_pack(torch.device("cpu"), dtype)
+    if asked == "auto" and dtype != torch.float32 and not packs:
         return torch.float32
+    if config.deterministic and not packs:
+        raise ConfigError(
+            f"deterministic mode has no {name} on this CPU; give --dtype float32, or bfloat16 if it has that"
+        )
     return dtype
 
 
 def _ops(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> tuple[Ops, str | None]:
     """The backend asked for, or the best there is, and why no better one."""
+    sizes = (model.hidden_size, model.intermediate_size, model.head_dim)
     if config.backend == "auto":
-        return best_ops(dtype, (model.hidden_size, model.intermediate_size, model.head_dim))
+        return best_ops(dtype, sizes)
+    odd = fits(dtype, sizes) if config.backend == Backend.C else None
+    if odd is not None:
+        raise ConfigError(f"backend c can't run this model: {odd}; give --backend auto or torch")
     try:
         return ops_for(Backend(config.backend), dtype), None
     except CpuKernelsUnavailable as error:

@@ -84,7 +84,7 @@ class RowTable:
             self._min_p[rows],
             self._seed[rows],
             torch.tensor([len(s.output) for s in sampled]),
-            banned=_banned(sampled),
+            banned=_banned(sampled, logits.shape[1]),
             exact_noise=exact_noise,
         )
 
@@ -113,9 +113,9 @@ def _early(sequence: Sequence) -> bool:
     return len(sequence.output) < sequence.params.min_tokens and bool(sequence.params.stop_ids)
 
 
-def _banned(sampled: list[Sequence]) -> tuple[Tensor, Tensor] | None:
-    """Stop ids of the sequences that may not end yet, as (index into sampled, token)."""
-    pairs = [(i, token) for i, s in enumerate(sampled) if _early(s) for token in s.params.stop_ids]
+def _banned(sampled: list[Sequence], vocab_size: int) -> tuple[Tensor, Tensor] | None:
+    """Stop ids of the sequences that may not end yet, as (index into sampled, token); only those that can come."""
+    pairs = [(i, t) for i, s in enumerate(sampled) if _early(s) for t in s.params.stop_ids if 0 <= t < vocab_size]
     if not pairs:
         return None
     rows, tokens = torch.tensor(pairs).unbind(1)

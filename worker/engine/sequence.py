@@ -6,6 +6,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
+_FP32_MAX = 3.4e38
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended by itself: a stop id or end-of-sequence id, its token limit, or a fault of its own."""
@@ -29,8 +31,10 @@ class SequenceParams:
 
     max_tokens, min_tokens  output tokens; stop ids are barred before min_tokens
     temperature             0: the likeliest token; top_k 0, top_p 1.0 and min_p 0.0 are off
-    seed                    with the offset and the token it gives the noise, so a draw can be made again anywhere
-    stop_ids                end-of-sequence and stop ids; the one that ends the sequence is its last output token
+    seed                    64 bits; with the offset and the token it gives the noise, so a draw can be made again
+                            anywhere
+    stop_ids                end-of-sequence and stop ids; the one that ends the sequence is its last output token; ids
+                            outside the vocabulary never come and do no harm
     """
 
     max_tokens: int
@@ -41,6 +45,40 @@ class SequenceParams:
     min_p: float = 0.0
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
+
+
+def refuse_unservable(
+    prompt: Items[int], params: SequenceParams, output: Items[int], *, vocab_size: int, max_len: int
+) -> None:
+    """Raise Unservable for what an engine of that vocabulary and length (tokens) can never run."""
+
+    def expect(fine: bool, name: str, expected: str) -> None:
+        if not fine:
+            raise Unservable(name, f"must be {expected}; got {getattr(params, name)!r}")
+
+    if not prompt:
+        raise Unservable("prompt", "is empty; give at least one token")
+    bad = next((t for t in (*prompt, *output) if not 0 <= t < vocab_size), None)
+    if bad is not None:
+        raise Unservable("prompt_token_ids", f"token id {bad} is outside the vocabulary (0 to {vocab_size - 1})")
+    expect(params.max_tokens >= 1, "max_tokens", "at least 1")
+    expect(0 <= params.min_tokens <= params.max_tokens, "min_tokens", f"from 0 to max_tokens ({params.max_tokens})")
+    expect(0 <= params.temperature <= _FP32_MAX, "temperature", "a number from 0 to 3.4e38")
+    expect(0 <= params.top_k < 1 << 63, "top_k", "0 (off) or the number of tokens to choose from")
+    expect(0 < params.top_p <= 1, "top_p", "above 0 and at most 1")
+    expect(0 <= params.min_p <= 1, "min_p", "from 0 to 1")
+    expect(-(1 << 63) <= params.seed < 1 << 63, "seed", "a whole number of 64 bits")
+    if params.min_tokens and params.stop_ids.issuperset(range(vocab_size)):
+        raise Unservable("stop_ids", "bar the whole vocabulary before min_tokens; leave some out")
+    if len(output) >= params.max_tokens:
+        raise Unservable("max_tokens", f"{len(output)} output tokens are there already of {params.max_tokens}")
+    whole = len(prompt) + params.max_tokens
+    if whole > max_len:
+        raise Unservable(
+            "max_tokens",
+            f"prompt ({len(prompt)}) and max_tokens ({params.max_tokens}) are {whole} tokens; "
+            f"this worker takes {max_len} (the model's length or its page pool, whichever is less)",
+        )
 
 
 class State(Enum):
