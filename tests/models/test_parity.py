@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from kernels.prepare_batch import FlatBatch
 from kernels.table import Backend
 from tests.models.checkpoints import ORIGINAL_MAX_LEN, RECIPES, Shelf, load, random_prompts, reference_logits
+from tests.models.recorded import RecordedEngine
 from worker.engine import Engine, SequenceParams
 
 TOLERANCE = 1e-4
@@ -28,40 +27,13 @@ TOKEN_BUDGET = 48
 PROMPTS = random_prompts((1, 2, 5, 16, 17, 31, 32, 33, 40, 60, 64, 65, 90, 120, 200, 300), seed=3)
 
 
-class RecordedEngine:
-    """An engine on a checkpoint whose steps are kept: each token's logits, and what stood in the batches."""
+GREEDY = SequenceParams(max_tokens=OUTPUT)
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
-        self.engine = Engine.from_pretrained(
-            directory, threads=1, page_size=16, token_budget=TOKEN_BUDGET, **{"max_rows": 16, **settings}
-        )
-        self.batches: list[FlatBatch] = []
-        self.logits: dict[int, list[Tensor]] = {}
-        self.tokens: dict[int, list[int]] = {}
-        decoder = self.engine._decoder
-        self._last = torch.empty(0)
-        forward = decoder.forward
 
-        def recorded(batch: FlatBatch, kv: Tensor) -> Tensor:
-            self.batches.append(batch)
-            self._last = forward(batch, kv)
-            return self._last
-
-        decoder.forward = recorded  # type: ignore[method-assign]
-
-    def run(self, prompts: dict[int, list[int]], max_tokens: int = OUTPUT) -> None:
-        """Greedy, each to max_tokens. A step's logits are matched with its tokens by being greatest there."""
-        self.logits |= {id_: [] for id_ in prompts}
-        self.tokens |= {id_: [] for id_ in prompts}
-        for id_, prompt in prompts.items():
-            self.engine.add(id_, prompt, SequenceParams(max_tokens=max_tokens))
-        while self.engine.has_work:
-            emissions = self.engine.step().emissions
-            for emission, logits in zip(emissions, self._last[: len(emissions)], strict=True):
-                assert emission.token_ids == [int(logits.argmax())]
-                self.tokens[emission.id] += emission.token_ids
-                self.logits[emission.id].append(logits.float())
-            self.engine.check()
+def recorded(directory: Path, **settings: Any) -> RecordedEngine:
+    """An engine of sixteen small rows, with a budget that most prompts exceed."""
+    small = {"threads": 1, "page_size": 16, "max_rows": 16, "token_budget": TOKEN_BUDGET}
+    return RecordedEngine(Engine.from_pretrained(directory, **{**small, **settings}))
 
 
 @dataclass
@@ -100,9 +72,9 @@ def assert_agrees(verdict: Verdict) -> None:
 def test_alone_every_token_is_the_one_of_transformers(shelf: Shelf, backend: Backend, name: str):
     """A prompt of one token, one that cuts a page and one longer than a step allows, each with the engine to itself."""
     prompts = {index: PROMPTS[index] for index in (0, 7, 15)}
-    ran = RecordedEngine(shelf(name), backend=backend)
+    ran = recorded(shelf(name), backend=backend)
     for index, prompt in prompts.items():
-        ran.run({index: prompt})
+        ran.run({index: prompt}, GREEDY)
     assert all(len(batch.seq_lens) == 1 for batch in ran.batches)
     assert_agrees(verdict_on(ran, prompts, shelf(name)))
 
@@ -111,8 +83,8 @@ def test_alone_every_token_is_the_one_of_transformers(shelf: Shelf, backend: Bac
 def test_in_full_batches_every_token_is_the_one_of_transformers(shelf: Shelf, backend: Backend, name: str):
     """Sixteen prompts share batches; long ones come in chunks beside decoding rows; pages run out, some start over."""
     prompts = dict(enumerate(PROMPTS))
-    ran = RecordedEngine(shelf(name), backend=backend, num_pages=48)
-    ran.run(prompts)
+    ran = recorded(shelf(name), backend=backend, num_pages=48)
+    ran.run(prompts, GREEDY)
     assert ran.engine.stats.preemptions > 0
     assert max(map(len, PROMPTS)) > TOKEN_BUDGET
     assert any(0 < batch.num_decode < len(batch.seq_lens) for batch in ran.batches), "no batch mixed decode and prefill"
@@ -127,8 +99,8 @@ def test_in_full_batches_every_token_is_the_one_of_transformers(shelf: Shelf, ba
 def test_in_deterministic_mode_every_token_is_the_one_of_transformers(shelf: Shelf, backend: Backend, name: str):
     """The fixed order agrees as the fast one does, preemption and chunks included."""
     prompts = dict(enumerate(PROMPTS))
-    ran = RecordedEngine(shelf(name), backend=backend, num_pages=48, deterministic=True)
-    ran.run(prompts)
+    ran = recorded(shelf(name), backend=backend, num_pages=48, deterministic=True)
+    ran.run(prompts, GREEDY)
     assert ran.engine.stats.preemptions > 0
     assert_agrees(verdict_on(ran, prompts, shelf(name)))
 
@@ -138,7 +110,7 @@ def test_generate_says_the_same_as_transformers_generate(shelf: Shelf, backend: 
     directory = shelf("qwen3, sharded")
     model, engine = load(directory), Engine.from_pretrained(directory, threads=1, backend=backend)
     for prompt in PROMPTS[::5]:
-        (ours,) = engine.generate([prompt], SequenceParams(max_tokens=OUTPUT))
+        (ours,) = engine.generate([prompt], GREEDY)
         ids = torch.tensor([prompt])
         theirs = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=OUTPUT, do_sample=False, eos_token_id=None
