@@ -30,9 +30,12 @@ BLOCK_S = 5.0
 """The longest single blocking read: after it, whoever waits looks around (is the job still there?)."""
 
 
-def connect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> sync_redis.Redis:
-    """A pool for commands. Opens nothing yet. Raises RedisUnavailable if `url` is no Redis URL."""
-    return _described(sync_redis.Redis, url, timeout_s, Retry(ExponentialBackoff(cap=1.0, base=0.05), RESENDS))
+def connect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: int = RESENDS) -> sync_redis.Redis:
+    """A pool for commands. Opens nothing yet. Raises RedisUnavailable if `url` is no Redis URL.
+
+    Without `resends` a lost reply is the caller's to see: who pulls has to know.
+    """
+    return _described(sync_redis.Redis, url, timeout_s, Retry(ExponentialBackoff(cap=1.0, base=0.05), resends))
 
 
 def connect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> sync_redis.Redis:

@@ -53,7 +53,7 @@ def _work(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop knows better; PID 1 would pass over it
     engine: EngineLink | None = None
     try:
-        redis = connection.connect(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
+        redis = connection.connect(settings.redis, timeout_s=_REDIS_TIMEOUT_S, resends=0)
         engine = EngineLink(settings.model, settings.engine, patience_s=settings.lease_s)
         _wait_for_redis(redis, settings)
         text = TextModel.from_pretrained(settings.model)
