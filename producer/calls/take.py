@@ -238,10 +238,8 @@ def _pulled(answer: Any) -> Pulled:
     pulled = Pulled([], [])
     for number, entry, job_id in answer:
         lane = LANES[int(number) - 1]
-        try:
-            pulled.deliveries.append(Delivery(job_id.decode(), lane, entry.decode())) if job_id else None
-        except UnicodeDecodeError:
-            job_id = b""
-        if not job_id:
+        if job_id:
+            pulled.deliveries.append(Delivery(job_id.decode(), lane, entry.decode()))
+        else:
             pulled.foreign.append(f"{lane} {entry.decode()}")
     return pulled

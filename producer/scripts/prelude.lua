@@ -49,8 +49,8 @@ local function delivered(lane, group)
   return '0-0'
 end
 
--- Note a lane's entry that is now the caller's: {number of the lane, entry, job id}. Without a job id it is foreign and
--- removed; one that someone deleted is forgotten.
+-- Note a lane's entry that is now the caller's: {number of the lane, entry, job id}. Without one, or with what can't be
+-- one, it is foreign and removed; one that someone deleted is forgotten.
 local function take(taken, number, lane, group, entry)
   local found = redis.call('XRANGE', lane, entry, entry)[1]
   if not found then
@@ -59,7 +59,7 @@ local function take(taken, number, lane, group, entry)
   end
   local fields, id = found[2], false
   for i = 1, #fields, 2 do
-    if fields[i] == 'j' and fields[i + 1] ~= '' then id = fields[i + 1] end
+    if fields[i] == 'j' and string.find(fields[i + 1], '^%d+%.[%w_-]+%.[%w_-]+$') then id = fields[i + 1] end
   end
   if not id then
     redis.call('XACK', lane, group, entry)
