@@ -21,6 +21,7 @@ from producer.protocol import Failure, FinishReason, Job, Result, Timings, Usage
 from worker.text import BadPrompt, TextModel, TextStream
 
 PRIORITY = {"high": 0, "normal": 1, "low": 2}
+_LEAST_TOP_P = 2.0**-126  # fp32's least: less would be 0 there, and leave not even the likeliest token
 
 
 class JobRefused(Exception):
@@ -91,7 +92,7 @@ def decide(job: Job, text: TextModel, served_name: str, max_len: int) -> Resolve
             min_tokens=own.min_tokens,
             temperature=_first(own.temperature, default.temperature),
             top_k=_first(own.top_k, default.top_k),
-            top_p=_first(own.top_p, default.top_p),
+            top_p=max(_first(own.top_p, default.top_p), _LEAST_TOP_P),
             min_p=_first(own.min_p, default.min_p),
             seed=own.seed if own.seed is not None else secrets.randbits(63),
             stop_ids=sorted({*ends, *own.stop_token_ids}),
