@@ -1,0 +1,47 @@
+"""`make bench`, `python -m ops.bench [engine|overhead|loop]`: what the worker costs, measured.
+
+Each bench is one file of this folder with a `main(arguments)`; a new one is a file and a line in BENCHES. `--help`
+after a bench's name lists its flags. Kept beside them: LOG.md, what was tried and what came of it.
+
+models.py               the random model that is measured on
+workload.py             the requests
+systems.py              ways of answering them with this engine; what a run brings
+transformers_static.py  the same with transformers
+figures.py              a run in numbers
+loop_worker.py          the worker that `loop` measures, in its three ways
+machine.py              the machine, the versions, and what else keeps it busy
+report.py               flags, tables, JSON
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHES = {
+    "engine": "this engine beside transformers and beside itself in static batches (the default)",
+    "overhead": "microseconds a step of the engine takes with the maths taken out",
+    "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench that the first argument names, `engine` if it names none. Returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["-h"], ["--help"]):
+        print("usage: python -m ops.bench [bench] [flags of the bench]\n")
+        print("\n".join(f"  {name:<10}{what}" for name, what in BENCHES.items()))
+        print("\n`python -m ops.bench engine --help` lists a bench's flags.")
+        return 0
+    named = bool(given) and not given[0].startswith("-")
+    name = given[0] if named else "engine"
+    if name not in BENCHES:
+        print(f"bench: there is no bench {name!r}; there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"ops.bench.{name}").main(given[1:] if named else given)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

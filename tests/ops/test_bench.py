@@ -1,0 +1,155 @@
+"""`make bench` in its short form: every bench runs to its end, and says what it says of the same tokens.
+
+No figure is judged here: the tests share their machine with others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.bench.engine import same_tokens
+from ops.bench.figures import Figures
+from ops.bench.systems import Run, Wrong
+from ops.bench.workload import Request, Workload, mixed_lengths
+
+ROOT = Path(__file__).parents[2]
+SYSTEMS = ["transformers static 16", "slipstream", "slipstream static 16", "slipstream static 64"]
+ENDS_WITHIN_S = 240  # each ten seconds on an idle machine
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the random model is kept, so that it is made once."""
+    return tmp_path_factory.mktemp("bench-cache")
+
+
+def bench(*words: str, cache: Path) -> tuple[str, dict[str, Any]]:
+    """What `python -m ops.bench` prints, and the JSON it names at the end."""
+    done = run(*words, "--quick", "--threads", "1", "--cache", str(cache), TMPDIR=str(cache))
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("JSON: ")
+    return done.stdout, json.loads(Path(last.removeprefix("JSON: ")).read_text())
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ops.bench", *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=ENDS_WITHIN_S,
+        check=False,
+    )
+
+
+def cells(said: str, first: str) -> list[list[str]]:
+    """The other cells of the table rows that begin with the cell `first`."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if line[:1] == "|"]
+    return [row[1:] for row in rows if row[0] == first]
+
+
+def test_the_engine_bench_sets_all_systems_beside_each_other(cache: Path):
+    """A table and JSON for both workloads: machine, versions, lengths, and the figures of every system."""
+    said, found = bench(cache=cache)
+    assert [workload["workload"] for workload in found["workloads"]] == ["small", "demo"]
+    for workload in found["workloads"]:
+        assert workload["requests"] == 6
+        assert workload["prompt_tokens"]["sum"] > 0
+        assert [system["name"] for system in workload["systems"]] == SYSTEMS
+        for system in workload["systems"]:
+            figures = {"wall_s", "tokens_per_s", "mean_rows", "first_token_p99_ms", "gap_p50_ms", "gap_p99_ms"}
+            assert figures <= system.keys()
+            assert len(system["runs"]) == 1
+            assert 1 <= system["mean_rows"] <= 6
+    assert {"cpu", "isa", "memory_gib", "torch", "transformers", "load_average"} <= found["machine"].keys()
+    assert found["settings"]["threads"] == 1
+    for name in SYSTEMS:
+        small, demo = cells(said, name)
+        assert len(small) == 6  # wall, tokens/s, ratio, rows, first token, gap
+        assert len(demo) == 7
+        assert demo[-1].endswith("/6")  # exact answers
+    assert [row[2] for row in cells(said, SYSTEMS[0])] == ["1.00", "1.00"]
+    small, demo = found["workloads"]
+    assert small["same_tokens"]
+    assert {system["output_tokens"] for system in small["systems"]} == {small["output_tokens"]["sum"]}
+    assert {system["output_tokens"] for system in demo["systems"]} == {demo["systems"][0]["output_tokens"]}
+
+
+def test_the_overhead_bench_says_where_a_step_spends_its_time(cache: Path):
+    """Time a step at width 1 and at all rows, without the maths and with it, and parts that make up a step."""
+    said, found = bench("overhead", "--rows", "8", cache=cache)
+    assert [width["width"] for width in found["widths"]] == [1, 8]
+    for width in found["widths"]:
+        assert width["host_us"] > 0
+        assert width["step_us"] > 0
+        assert 0.95 < sum(part["share"] for part in width["parts"]) < 1.01
+        assert all(cells(said, function["function"]) for function in width["functions"])
+
+
+def test_the_loop_bench_streams_through_redis_in_every_way(cache: Path):
+    """All jobs come to their ends with the Redis half as a process and as a thread, and a step's time is told."""
+    said, found = bench("loop", cache=cache)
+    (model,) = found["models"]
+    for way in ("process", "thread", "alone"):
+        (of_way,) = model["runs"][way]
+        assert of_way["step_ms"] > 0
+        assert 1 <= of_way["steps"] < 24
+        (row,) = cells(said, way)
+        assert float(row[0]) == pytest.approx(of_way["step_ms"], abs=0.01)
+    assert model["thread_costs"] == pytest.approx(
+        model["step_ms"]["thread"] / model["step_ms"]["process"] - 1, abs=0.01
+    )
+
+
+def test_the_small_workload_is_the_one_that_peers_were_measured_with():
+    """64 requests with 9,782 prompt and 7,052 output tokens, of lengths that do not depend on the vocabulary."""
+    requests = mixed_lengths()
+    prompts, outputs = [len(r.prompt) for r in requests], [r.max_tokens for r in requests]
+    assert (len(requests), sum(prompts), sum(outputs)) == (64, 9782, 7052)
+    assert (min(prompts), max(prompts), min(outputs), max(outputs)) == (17, 512, 8, 512)
+    assert requests[0].prompt[:4] == [6826, 7906, 780, 6531]
+    assert [len(r.prompt) for r in mixed_lengths(vocab=32768)] == prompts
+
+
+def test_a_system_that_makes_other_tokens_is_not_measured():
+    """One output a token short, of outputs whose lengths are fixed, is refused; equal ones are counted."""
+    workload = Workload("small", Path("nowhere"), [Request([1], 3), Request([1], 2)])
+    whole = Run([[5, 5, 5], [5, 5]], [[0.1, 0.2, 0.3], [0.1, 0.2]], 0.3, 1.7, 0.0)
+    short = Run([[5, 5, 5], [5]], [[0.1, 0.2, 0.3], [0.1]], 0.3, 1.3, 0.0)
+    assert same_tokens(workload, {"one": [whole], "other": [whole]})["same_tokens"]
+    with pytest.raises(Wrong, match="5, 4"):
+        same_tokens(workload, {"one": [whole], "other": [short]})
+
+
+def test_a_run_in_figures():
+    """First tokens count from the start, gaps within a request only, tokens/s over the whole wall time."""
+    run = Run([[5, 5, 5], [5]], [[0.1, 0.2, 0.4], [0.3]], 0.5, 1.3, 0.0)
+    figures = Figures.of(run)
+    assert figures.tokens_per_s == pytest.approx(8)
+    assert figures.first_token_p50_ms == pytest.approx(200)
+    assert figures.gap_p50_ms == pytest.approx(150)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("speed",), "there is no bench 'speed'; there are engine, overhead, loop"),
+        (("--only", "vllm"), "no system is named like this; there are transformers static 16, slipstream"),
+        (("--threads", "4096"), "threads must be between 1 and"),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_line(words: tuple[str, ...], said: str, cache: Path):
+    """Exit code 2 and what is right instead; nothing is measured."""
+    done = run(*words, "--cache", str(cache))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
