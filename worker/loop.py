@@ -190,6 +190,8 @@ class Worker:
 
     def _admit(self) -> None:
         taken = self._inbox.take()
+        if self._is_idle:
+            self._engine_heard = time.monotonic()  # it had nothing to say; its silence counts from here
         for refusal in taken.refused:
             self._outbox.refuse(refusal)
         for job in taken.jobs:
@@ -198,6 +200,11 @@ class Worker:
                 resolved = job.resolved
                 params, priority = resolved.params, job.lane_priority
                 self._engine.add(job.sequence_id, resolved.prompt_ids, job.token_ids, params, priority)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the engine has nothing to do."""
+        return all(job.has_ended for job in self._outbox.jobs.values())
 
     def _is_due(self, what: str, now: float) -> bool:
         return now >= self._due[what]
@@ -233,9 +240,8 @@ class Worker:
         if self._engine.connection.poll():  # it has spoken; it was us who did not listen, with Redis slow to answer
             self._engine_heard = now
         silent_s = now - self._engine_heard
-        idle = all(job.has_ended for job in self._outbox.jobs.values())
         paused = self._outbox.unpublished >= self._settings.max_unpublished
-        if idle or paused:
+        if self._is_idle or paused:
             self._engine_heard = now
         elif silent_s > self._settings.lease_s:
             self._engine.kill()
