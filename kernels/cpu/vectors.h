@@ -52,19 +52,21 @@ INLINE vf load_float(const float *p) {
 
 // The sum of the lanes, always in the same order.
 INLINE float sum(vf x) {
-    float lane[LANES];
-    memcpy(lane, &x, sizeof x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+    x += __builtin_shuffle(x, (vi){8, 9, 10, 11, 12, 13, 14, 15});
+    x += __builtin_shuffle(x, (vi){4, 5, 6, 7});
+    x += __builtin_shuffle(x, (vi){2, 3});
+    x += __builtin_shuffle(x, (vi){1});
+    return x[0];
 }
 
+INLINE vf greater(vf a, vf b) { return choose((vi)(a > b), a, b); }
+
 INLINE float highest(vf x) {
-    float lane[LANES];
-    memcpy(lane, &x, sizeof x);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
+    x = greater(x, __builtin_shuffle(x, (vi){8, 9, 10, 11, 12, 13, 14, 15}));
+    x = greater(x, __builtin_shuffle(x, (vi){4, 5, 6, 7}));
+    x = greater(x, __builtin_shuffle(x, (vi){2, 3}));
+    x = greater(x, __builtin_shuffle(x, (vi){1}));
+    return x[0];
 }
 
 // e^x to about one unit in the last place: 2^n times a polynomial over [-ln2/2, ln2/2]. 0 below -87.3 and for -inf.
