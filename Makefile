@@ -33,7 +33,7 @@ format: $(READY) ## put the code into ruff's format and mend what ruff can
 	@$(RUN) ruff format .
 
 worker: $(READY) ## one worker (ARGS="--model DIR --redis URL"; the demo model unless said)
-	@$(RUN) worker $(or $(ARGS),--model ops/demo/model)
+	@SLIPSTREAM_MODEL=$${SLIPSTREAM_MODEL:-ops/demo/model} $(RUN) worker $(ARGS)
 
 bench: $(READY) ## this engine against static batches, as a table and JSON
 	@$(RUN) ops.bench $(ARGS)

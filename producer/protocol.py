@@ -89,15 +89,15 @@ class SamplingParams(Input):
 
     temperature: Annotated[float, Field(ge=0)] | None = None
     """0 is greedy."""
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """0 keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """None: what is left of the model's length."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """None: drawn once, by the first worker."""
-    min_tokens: Annotated[int, Field(ge=0)] = 0
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """No end of sequence, stop string or stop id counts before this many tokens."""
     stop: Annotated[tuple[StopString, ...], Field(max_length=16, strict=False)] = ()
     stop_token_ids: Annotated[TokenIds, Field(max_length=64)] = ()

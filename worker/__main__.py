@@ -48,15 +48,17 @@ def _work(settings: Settings) -> int:
     from worker.engine_link import EngineLink, EngineLost, EngineUnable
     from worker.log import configure
     from worker.text import ModelFilesError, TextModel
+    from worker.text.files import locate
 
     configure(settings.log_format, settings.log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop knows better; PID 1 would pass over it
     engine: EngineLink | None = None
     try:
         redis = connection.connect(settings.redis, timeout_s=_REDIS_TIMEOUT_S, resends=0)
-        engine = EngineLink(settings.model, settings.engine, patience_s=settings.lease_s)
+        directory = str(locate(settings.model))  # once: a hub id is fetched here
+        engine = EngineLink(directory, settings.engine, patience_s=settings.lease_s)
         _wait_for_redis(redis, settings)
-        text = TextModel.from_pretrained(settings.model)
+        text = TextModel.from_pretrained(directory)
         from worker.loop import Worker
 
         return Worker(settings, redis, engine, text).run()

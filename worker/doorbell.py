@@ -56,7 +56,7 @@ class Doorbell:
                 return
             try:
                 heard = wait_for_work(self._redis, self._keys, _BLOCK_S, self._fingerprint)
-            except sync_redis.RedisError:
+            except (sync_redis.RedisError, OSError):
                 heard = False  # the loop, which talks to Redis too, says what is wrong
                 self._closed.wait(_RETRY_S)
             if heard and not self._closed.is_set():

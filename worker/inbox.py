@@ -103,7 +103,7 @@ class Inbox:
             self._pulled.clear()
         taken = Taken()
         ready = list(self._decided(taken))
-        resolutions = run_many(self._redis, [self._resolve_call(c, mine) for c, mine in ready]) if ready else []
+        resolutions = run_many(self._redis, [self._resolve_call(c, blob) for c, blob in ready]) if ready else []
         for (claimed, _), answer in zip(ready, resolutions, strict=True):
             if isinstance(answer, Resolution) and answer.status == "mismatch":
                 log.info("handed_back", job=claimed.delivery.job_id, reason="begun by another model")
@@ -123,11 +123,15 @@ class Inbox:
                 claimed, "unreadable", f"what an earlier worker left of this job can't be read: {error}", taken
             )
 
-    def _decided(self, taken: Taken) -> Iterator[tuple[Claim, Resolved]]:
-        """Each claim with what is decided about it; those that can't run go to `taken.refused`."""
+    def _decided(self, taken: Taken) -> Iterator[tuple[Claim, bytes]]:
+        """Each claim with what is decided about it, packed; those that can't run go to `taken.refused`."""
         for claimed in self._claimed:
+            if claimed.offset and claimed.fingerprint not in (None, self._text.fingerprint):
+                log.info("handed_back", job=claimed.delivery.job_id, reason="begun by another model")
+                self._hand_back(claimed, claimed.fingerprint or "")
+                continue
             try:
-                yield claimed, self._decide(claimed)
+                yield claimed, self._decide(claimed).pack()
             except NewerProtocol as error:
                 log.warning("handed_back", job=claimed.delivery.job_id, reason=str(error))
                 self._hand_back(claimed, f"protocol-{error.version}")
@@ -153,9 +157,9 @@ class Inbox:
             raise JobRefused("payload_lost", "the job's payload is gone from Redis; submit it again")
         return wire.decode_job(claimed.payload, claimed.delivery.job_id)
 
-    def _resolve_call(self, claimed: Claim, mine: Resolved) -> Call[Resolution]:
+    def _resolve_call(self, claimed: Claim, blob: bytes) -> Call[Resolution]:
         job_id, epoch = claimed.delivery.job_id, claimed.epoch
-        return resolve(self._keys, job_id, epoch, self._consumer, mine.pack(), self._text.fingerprint)
+        return resolve(self._keys, job_id, epoch, self._consumer, blob, self._text.fingerprint)
 
     def _running(self, claimed: Claim, resolved: Resolved) -> RunningJob:
         job = RunningJob(

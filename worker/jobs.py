@@ -203,6 +203,10 @@ class RunningJob:
     def fail(self, code: str, message: str) -> None:
         """End it as failed; tokens held back for a text still open go out first."""
         self._release(self.stream.finish())
+        self.end_as_failed(code, message)
+
+    def end_as_failed(self, code: str, message: str) -> None:
+        """End it as failed with what has been released, and ask nothing more of its text."""
         self.ended = ("failed", Failure(code=code, message=message))
 
     def resume(self, claim: Claim) -> None:

@@ -37,6 +37,7 @@ EXIT_ENGINE_LOST = 3
 _HEARTBEAT_S = 1.0
 _HEARTBEAT_TTL_S = 5.0
 _IDLE_S = 0.5  # the longest the loop waits for anything
+_MESSAGES_A_TURN = 64  # of the engine, before Redis has its turn again
 _BACKOFF_S = (0.1, 5.0)  # first and longest pause after Redis has failed
 
 
@@ -57,6 +58,7 @@ class Worker:
         self._due = dict.fromkeys(("flush", "renew", "reclaim", "heartbeat", "health"), 0.0)
         self._pull_now = True
         self._engine_heard = time.monotonic()
+        self._longest_step_s: float | None = None  # no step has ended yet
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code. Raises EngineUnable if the model can't be loaded."""
@@ -131,8 +133,12 @@ class Worker:
         """Take in what the engine has said."""
         if self._engine.connection not in woken:
             return
-        while self._engine.connection.poll():
-            self._engine_heard = time.monotonic()
+        for _ in range(_MESSAGES_A_TURN):
+            if not self._engine.connection.poll():
+                break
+            now = time.monotonic()
+            self._longest_step_s = max(self._longest_step_s or 0.0, now - self._engine_heard)
+            self._engine_heard = now
             match self._engine.receive():
                 case ("step", emissions, load):
                     self._load = load
@@ -243,11 +249,17 @@ class Worker:
         paused = self._outbox.unpublished >= self._settings.max_unpublished
         if self._is_idle or paused:
             self._engine_heard = now
-        elif silent_s > self._settings.lease_s:
+        elif silent_s > self._hangs_after_s:
             self._engine.kill()
             raise EngineLost(f"no step has ended for {silent_s:.0f} s while jobs are running: it hangs")
         if self._settings.health_file is not None:
             self._settings.health_file.touch()
+
+    @property
+    def _hangs_after_s(self) -> float:
+        """Silence that means that the engine hangs: a lease, or more where its steps are long (a big model on a CPU)."""
+        lease_s = self._settings.lease_s
+        return 10 * lease_s if self._longest_step_s is None else max(lease_s, 4 * self._longest_step_s)
 
     def _shutdown(self) -> None:
         """Give back what is left, so that no one waits for a lease, and let the engine go."""

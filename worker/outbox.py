@@ -67,7 +67,12 @@ class Outbox:
             job = self.jobs.get(sequence_id)
             if job is None or job.has_ended:
                 continue
-            if job.take(token_ids, reason, error):
+            try:
+                if job.take(token_ids, reason, error):
+                    stopped.append(sequence_id)
+            except Exception as surprise:  # the tokenizer's; this job ends, its neighbours don't
+                log.exception("job_surprised_us", job=job.job_id)
+                job.end_as_failed("internal", f"{type(surprise).__name__}: {surprise}")
                 stopped.append(sequence_id)
             self.urgent = self.urgent or job.has_ended or (job.published == 0 and job.unpublished > 0)
         return stopped

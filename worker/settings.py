@@ -36,7 +36,14 @@ class InvalidSettings(Exception):
 
 
 class Settings(BaseSettings):
-    """Everything about one worker process that can be set."""
+    """One worker: it serves a queue with one model until SIGTERM.
+
+    Each flag may also be set in the environment, as SLIPSTREAM_ and its name in capitals (SLIPSTREAM_MAX_ROWS), or in
+    the TOML file that SLIPSTREAM_CONFIG names (max_rows = 32); a flag wins over the environment, that over the file.
+    `--print-config` prints what came of it, as JSON, and exits. `python -m worker health` exits 0 while the worker that
+    touches SLIPSTREAM_HEALTH_FILE is well. Exit codes: 0 drained; 1 can't start; 2 bad settings; 3 the engine was lost;
+    4 no Redis at the start.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="SLIPSTREAM_",

@@ -1,7 +1,7 @@
 """The C kernels as a shared library: compiled once for this machine, kept in a cache, loaded with ctypes.
 
-Needs a C compiler at the first start only (an image compiles at its build). Where there is none, or nothing can be
-written, the caller falls back to torch.
+Needs a C compiler at the first start on a machine only. Where there is none, or nothing can be written, the caller
+falls back to torch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ def load(element: str) -> ctypes.CDLL:
     """
     if element not in ELEMENTS:
         raise CpuKernelsUnavailable(f"the C kernels are for {' and '.join(ELEMENTS)}, not for {element}")
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    path = cache_directory() / f"{_key(element, compiler)}.so"
+    compiler = (
+        shutil.which(os.environ.get("CC", "cc")) or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    )
+    path = cache_directory() / f"{_key(element)}.so"
     if not path.exists():
         _compile(element, compiler, path)
     try:
@@ -50,9 +52,9 @@ def cache_directory() -> Path:
     return Path(given) if given else Path(base) / "slipstream"
 
 
-def _key(element: str, compiler: str | None) -> str:
-    """Names what the library depends on: sources, flags, compiler, and the processor that `native` means."""
-    digest = hashlib.sha256(repr((FLAGS, ELEMENTS[element], compiler and Path(compiler).resolve())).encode())
+def _key(element: str) -> str:
+    """Names what the library depends on: sources, flags, and the processor that `native` means; not the compiler."""
+    digest = hashlib.sha256(repr((FLAGS, ELEMENTS[element])).encode())
     for name in SOURCES:
         digest.update((Path(__file__).parent / name).read_bytes())
     digest.update(_processor().encode())

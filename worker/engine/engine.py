@@ -102,17 +102,19 @@ class Engine:
 
         Raises ModelError (files, architecture), ConfigError (a setting, or too little memory).
         """
+        if config is not None and settings:
+            raise ConfigError(f"give a config or settings, not both; got a config and {', '.join(settings)}")
         config = config or EngineConfig(**settings)
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         directory = locate(os.fspath(model))
         shape = read_config(directory)
         dtype = _dtype(config, shape.dtype)
         max_len = _max_len(config, shape)
-        num_pages = _num_pages(config, shape, dtype, max_len)
-        max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
             ops, slower_because = _ops(config, shape, dtype)
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
+            num_pages = _num_pages(config, shape, dtype, max_len)  # of what the weights have left
+            max_len = min(max_len, num_pages * config.page_size)
             engine = cls(decoder, ops, config, num_pages, max_len)
             engine.slower_because = slower_because
             return engine

@@ -8,7 +8,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that can be had without swapping: the least of MemAvailable and the cgroup's limit less its use."""
+    """Bytes that can be had without swapping: the least of MemAvailable and the cgroup's limit less its use.
+
+    Files that were read and can be dropped again (the weights, say) do not count as used.
+    """
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     try:
@@ -16,4 +19,12 @@ def free_bytes(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> 
         used = int((cgroup / "memory.current").read_text())
     except OSError:  # no cgroup v2 here: the machine's figure stands
         return free
-    return free if limit == "max" else min(free, max(0, int(limit) - used))
+    return free if limit == "max" else min(free, max(0, int(limit) - used + _droppable_bytes(cgroup)))
+
+
+def _droppable_bytes(cgroup: Path) -> int:
+    try:
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(stat.get("inactive_file", 0))
