@@ -81,14 +81,14 @@ class WorkerProcess:
         consumer: str = self.wait_for("worker_ready")["consumer"]
         return consumer
 
-    def wait_for(self, event: str, timeout_s: float = READY_WITHIN_S) -> dict[str, Any]:
-        """The first line that reports `event`, as soon as it is there."""
-        deadline = time.monotonic() + timeout_s
-        while not (lines := self.said(event)):
-            assert self._process.poll() is None, f"the worker ended before it said {event}:\n{self.log}"
-            assert time.monotonic() < deadline, f"within {timeout_s:g} s the worker never said {event}:\n{self.log}"
+    def wait_for(self, event: str, already: int = 0) -> dict[str, Any]:
+        """The line that reports `event` for the first time, or after `already` times, as soon as it is there."""
+        deadline = time.monotonic() + READY_WITHIN_S
+        while len(lines := self.said(event)) <= already:
+            assert self.is_running, f"the worker ended before it said {event}:\n{self.log}"
+            assert time.monotonic() < deadline, f"within {READY_WITHIN_S:g} s it never said {event}:\n{self.log}"
             time.sleep(0.01)
-        return lines[0]
+        return lines[already]
 
     def wait_ready(self) -> WorkerProcess:
         """Itself, once it takes jobs."""

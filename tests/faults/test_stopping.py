@@ -1,0 +1,56 @@
+"""A worker that is told to stop: once, and it finishes what runs and takes nothing new; twice, and it hands over."""
+
+from __future__ import annotations
+
+import signal
+
+
+def test_told_to_stop_a_worker_finishes_what_runs_and_takes_no_more(fleet, wait_until):
+    """Its running jobs end well; what waits in the queue keeps waiting, and the next worker answers it."""
+    (worker,) = fleet.of(1)
+    running = [fleet.submit() for _ in range(4)]
+    waiting = [fleet.producer.submit(prompt="Count from 3 to 5\n") for _ in range(4)]
+    wait_until(lambda: all(reader.offset for reader in running), 60, "all four run")
+
+    assert worker.stop() == 0
+
+    assert [fleet.producer.status(reader.job).state for reader in running] == ["length"] * 4
+    assert [len(reader.to_the_end()) for reader in running] == [700] * 4
+    assert {(s.state, s.deliveries) for s in map(fleet.producer.status, waiting)} == {("queued", 0)}
+    fleet.of(1)
+    assert [fleet.producer.result(job, timeout=60).text for job in waiting] == ["3 4 5"] * 4
+
+
+def test_told_twice_it_hands_over_in_mid_sentence(fleet, wait_until):
+    """Another worker goes on at the very next token. No lease has to run out, and it is not held against the job."""
+    fleet.of(2)
+    expected = fleet.undisturbed()
+    reader = fleet.submit()
+    wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
+    first, (second,) = fleet.holder_of(reader.job)
+
+    first.signal(signal.SIGTERM)
+    first.wait_for("draining")
+    first.signal(signal.SIGTERM)
+
+    assert first.exit_code() == 0
+    assert first.said("handed_back")[-1]["jobs"] == 1
+    assert reader.to_the_end() == expected
+    assert [start.worker for start in reader.starts] == [first.name, second.name]
+    assert 0 < reader.starts[1].offset < 700
+    assert fleet.producer.status(reader.job).deliveries == 1
+
+
+def test_a_grace_that_is_over_is_like_being_told_twice(fleet, wait_until):
+    """What does not end within `--drain-grace-s` is handed over."""
+    fleet.of(0)
+    (hasty,) = fleet.of(1, "--drain-grace-s", "0")
+    expected = fleet.undisturbed()
+    reader = fleet.submit()
+    wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
+
+    assert hasty.stop() == 0
+
+    fleet.of(1)
+    assert reader.to_the_end() == expected
+    assert fleet.producer.status(reader.job).deliveries == 1

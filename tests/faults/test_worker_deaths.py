@@ -1,0 +1,120 @@
+"""Workers and engines that die or hang: another worker goes on with the same job, and its reader does not notice."""
+
+from __future__ import annotations
+
+import signal
+
+import psutil
+import pytest
+
+ENGINE_LOST = 3
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def in_mid_sentence(fleet, wait_until):
+    """Two workers, and a long job that one of them is writing: its reader, that worker, the other one."""
+
+    def begin(*flags):
+        fleet.of(2, *flags)
+        fleet.undisturbed()
+        reader = fleet.submit()
+        wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
+        first, (second,) = fleet.holder_of(reader.job)
+        return reader, first, second
+
+    return begin
+
+
+def went_on(reader, first, second):
+    """Whether `second` went on where `first` had stopped."""
+    assert [start.worker for start in reader.starts] == [first.name, second.name]
+    return 0 < reader.starts[1].offset < 700
+
+
+def test_a_killed_workers_job_goes_on_elsewhere_in_mid_sentence(fleet, in_mid_sentence, wait_until):
+    """SIGKILL: after the lease another worker takes over, and its tokens are those the first would have made."""
+    reader, first, second = in_mid_sentence()
+    engine = first.engine_pid
+
+    first.signal(signal.SIGKILL)
+
+    assert reader.to_the_end() == fleet.undisturbed()
+    assert went_on(reader, first, second)
+    assert fleet.producer.status(reader.job).deliveries == 2
+    wait_until(lambda: is_gone(engine), 30, "the killed worker's engine has ended too")
+
+
+def test_a_worker_that_loses_its_engine_hands_its_jobs_back_and_ends(fleet, in_mid_sentence):
+    """SIGKILL of the engine, as the kernel does when memory runs out: exit code 3, and nobody waits for a lease."""
+    reader, first, second = in_mid_sentence()
+
+    psutil.Process(first.engine_pid).kill()
+
+    assert first.exit_code() == ENGINE_LOST
+    (lost,) = first.said("engine_lost")
+    assert "killed by SIGKILL (out of memory?)" in lost["error"]
+    assert first.said("handed_back")[-1]["jobs"] == 1
+    assert reader.to_the_end() == fleet.undisturbed()
+    assert went_on(reader, first, second)
+    assert fleet.producer.status(reader.job).deliveries == 1
+
+
+def test_an_engine_that_hangs_is_ended_within_a_lease_or_so(fleet, in_mid_sentence):
+    """A step that never ends: the worker kills its engine, hands its jobs back and exits, for a fresh one to start."""
+    reader, first, second = in_mid_sentence()
+    engine = first.engine_pid
+
+    psutil.Process(engine).suspend()
+
+    assert first.exit_code() == ENGINE_LOST
+    assert "it hangs" in first.said("engine_lost")[-1]["error"]
+    assert is_gone(engine)
+    assert reader.to_the_end() == fleet.undisturbed()
+    assert went_on(reader, first, second)
+
+
+def test_a_worker_that_was_paused_past_its_lease_spoils_nothing(fleet, in_mid_sentence, wait_until):
+    """It wakes with tokens in hand that others have published since. It is refused, and works on with new jobs."""
+    reader, first, second = in_mid_sentence()
+
+    first.signal(signal.SIGSTOP)
+    assert reader.to_the_end() == fleet.undisturbed()
+    assert went_on(reader, first, second)
+
+    first.signal(signal.SIGCONT)
+    wait_until(
+        lambda: reader.job in [line["job"] for line in first.said("job_lost")], 60, "it sees that the job is lost"
+    )
+    second.stop()
+    assert fleet.producer.result(fleet.producer.submit(prompt="Count from 3 to 5\n"), timeout=60).text == "3 4 5"
+    assert first.is_running
+
+
+def test_every_job_of_a_killed_worker_goes_on(fleet, wait_until):
+    """Four running and four that it had not begun: all are answered, and by the book."""
+    fleet.of(2)
+    readers = [fleet.submit() for _ in range(8)]
+    wait_until(lambda: all(reader.offset > 5 for reader in readers), 60, "all eight run, four on each worker")
+    first, _ = fleet.holder_of(readers[0].job)
+
+    first.signal(signal.SIGKILL)
+
+    for reader in readers:
+        assert reader.to_the_end() == fleet.undisturbed()
+    assert sorted(fleet.producer.status(reader.job).deliveries for reader in readers) == [1] * 4 + [2] * 4
+
+
+def test_a_start_that_takes_longer_than_a_lease_is_not_taken_for_a_hang(fleet):
+    """Jobs wait while a worker loads its model, and are answered once it has."""
+    fleet.of(0)
+    jobs = [fleet.producer.submit(prompt="Count from 3 to 5\n") for _ in range(3)]
+    fleet.of(1, "--lease-s", "1")
+    assert [fleet.producer.result(job, timeout=60).text for job in jobs] == ["3 4 5"] * 3
+    fleet.of(0)
