@@ -257,7 +257,7 @@ class Worker:
 
     @property
     def _hangs_after_s(self) -> float:
-        """Silence that means that the engine hangs: a lease, or more where its steps are long (a big model on a CPU)."""
+        """Silence by which the engine hangs: a lease, or more where its steps are long (a big model on a CPU)."""
         lease_s = self._settings.lease_s
         return 10 * lease_s if self._longest_step_s is None else max(lease_s, 4 * self._longest_step_s)
 

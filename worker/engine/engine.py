@@ -27,7 +27,7 @@ from worker.engine.pages import PagePool
 from worker.engine.rows import RowTable
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, refuse_unservable
-from worker.models.checkpoint import locate
+from worker.models.checkpoint import locate, weight_bytes
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
 
@@ -110,11 +110,11 @@ class Engine:
         shape = read_config(directory)
         dtype = _dtype(config, shape.dtype)
         max_len = _max_len(config, shape)
+        num_pages = _num_pages(config, shape, dtype, max_len, free_bytes() - weight_bytes(directory))
+        max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
             ops, slower_because = _ops(config, shape, dtype)
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
-            num_pages = _num_pages(config, shape, dtype, max_len)  # of what the weights have left
-            max_len = min(max_len, num_pages * config.page_size)
             engine = cls(decoder, ops, config, num_pages, max_len)
             engine.slower_because = slower_because
             return engine
@@ -322,10 +322,10 @@ def _max_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_len or model.max_len
 
 
-def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max_len: int) -> int:
-    """The pages asked for, or those for all rows at full length, at most what a quarter of the free memory holds."""
+def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max_len: int, free: int) -> int:
+    """The pages asked for, or those for all rows at full length, at most what a quarter of `free` bytes holds."""
     page_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * config.page_size * dtype.itemsize
-    free = free_bytes()
+    free = max(0, free)
     if config.num_pages is not None:
         if config.num_pages * page_bytes > free:  # zeros cost nothing until they are written: checked now or never
             raise ConfigError(

@@ -30,6 +30,11 @@ def locate(model: str) -> Path:
     return _from_hub(model)
 
 
+def weight_bytes(directory: Path) -> int:
+    """What the weights take on the disk, and about as much in memory."""
+    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
 def _from_hub(model: str) -> Path:
     from transformers.utils import cached_file, has_file
 
