@@ -22,7 +22,7 @@ class Sample(Protocol):
     temperature  [R] fp32, >= 0; 0 takes the maximum and ignores what follows
     top_k        [R] int64, 0: off
     top_p        [R] fp32 in (0, 1], 1: off;  min_p [R] fp32 in [0, 1], 0: off
-    seed         [R] int64, any value;  offset [R] int64: the place of the token among the job's outputs
+    seed         [R] int64, any value;  offset [R] int64: the place of the token among its row's outputs
     banned       (row [B] int64, token [B] int64) or None: logits taken as -inf
     exact_noise  noise that is the same to the bit whatever the batch (costs fp64 logarithms)
     returns ids  [R] int64

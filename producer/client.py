@@ -30,7 +30,7 @@ from producer.connection import (
     connect_to_block,
     speaking_to,
 )
-from producer.errors import JobUnknown
+from producer.errors import InvalidJob, JobUnknown
 from producer.follow import READ_COUNT, Entry, Flow, Following, Get, Pause, Read, Step, result_of
 from producer.keys import Keys
 from producer.protocol import Event, Job, Result
@@ -58,6 +58,8 @@ class _Client:
         return calls.status(self._keys(job), _id(job))
 
     def _following(self, job: Job | str, from_offset: int, timeout: float | None) -> Following:
+        if from_offset < 0:
+            raise InvalidJob("from_offset", from_offset, "0 or more tokens")
         return Following(self._keys(job), _id(job), from_offset, timeout)
 
     def _result(self, job: Job | str, timeout: float | None) -> Flow[Result]:

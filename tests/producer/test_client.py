@@ -385,3 +385,9 @@ def test_an_async_client_without_redis_says_so():
                 await producer.result("0.default.12345678")
 
     asyncio.run(asyncio.wait_for(story(), 60))
+
+
+def test_an_offset_before_the_first_token_is_refused_by_name(redis_url):
+    """Following from offset -1 is a mistake of the caller, and says so before Redis is asked."""
+    with Producer(redis_url) as producer, pytest.raises(InvalidJob, match="from_offset"):
+        next(producer.stream("0.default.abcdefgh12", from_offset=-1))

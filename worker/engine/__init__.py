@@ -2,7 +2,7 @@
 
 engine.py     Engine: add, cancel, step, generate; what a step does, from top to bottom
 config.py     EngineConfig: everything that can be set, checked in one place
-sequence.py   SequenceParams, Sequence: one job's tokens while it is here
+sequence.py   SequenceParams, Sequence: its tokens while it is here
 scheduler.py  which sequences run in a step and how many tokens of each; admit and preempt
 pages.py      PagePool: pages of K/V memory, counted references
 rows.py       RowTable: the state of every seat of the batch, as tensors

@@ -1,4 +1,4 @@
-"""One job's tokens while the engine has them. Lengths are derived, so no second copy can disagree."""
+"""A sequence's tokens while the engine has them. Lengths are derived, so no second copy can disagree."""
 
 from __future__ import annotations
 
