@@ -154,21 +154,23 @@ def test_a_decode_takes_a_page_only_when_its_last_is_full():
 
 
 def test_when_pages_run_out_the_latest_of_the_least_important_goes():
-    """It loses row, pages and what was computed, keeps its tokens, and waits in its old place."""
-    bench = Bench(num_pages=6, watermark=0.0)
-    important, early, late = bench.add(PAGE, priority=0), bench.add(PAGE, priority=1), bench.add(PAGE, priority=1)
-    bench.steps_until(important, early, late)
-    behind = bench.add(1, priority=1)
-    plan = bench.step()
-    while not plan.preempted:
-        plan = bench.step()
-    assert plan.preempted == [late]
-    assert plan.admitted == []
-    assert late not in plan.tokens
-    assert (late.state, late.row, late.pages, late.computed) == (State.WAITING, None, [], 0)
-    assert len(late.output) > 0
-    assert late.rank < behind.rank
-    assert set(plan.tokens) == {important, early}
+    """Though it came first. It loses row, pages and what was computed, keeps its tokens and its place in line."""
+    bench = Bench(num_pages=6, watermark=0.0, max_rows=3)
+    least = bench.add(PAGE, priority=2)
+    bench.steps_until(least)
+    early, late = bench.add(PAGE, priority=1), bench.add(PAGE, priority=1)
+    bench.steps_until(early, late)
+    behind = bench.add(1, priority=2)
+    plans = [bench.step()]
+    while len(bench.scheduler.running) > 1:
+        plans.append(bench.step())
+    gone = [sequence for plan in plans for sequence in plan.preempted]
+    assert gone == [least, late]
+    for sequence in gone:
+        assert (sequence.state, sequence.row, sequence.pages, sequence.computed) == (State.WAITING, None, [], 0)
+        assert len(sequence.output) > PAGE
+    assert early.rank < late.rank < least.rank < behind.rank
+    assert not any(plan.tokens.keys() & plan.preempted for plan in plans)
 
 
 def test_a_sequence_that_is_itself_the_least_important_gives_way():
@@ -185,19 +187,29 @@ def test_a_sequence_that_is_itself_the_least_important_gives_way():
 
 
 def test_nobody_is_admitted_in_a_step_that_preempted():
-    """Else the pages just freed would go to a newcomer and be missing again in the next step."""
-    bench = Bench(num_pages=4, watermark=0.0)
+    """Even the most important: else the pages just freed would be missing again in the next step."""
+    bench = Bench(num_pages=4, watermark=0.0, max_rows=2)
     first, second = bench.add(PAGE), bench.add(PAGE)
     bench.steps_until(first, second)
-    bench.add(1, priority=9)
-    preempted = 0
-    for _ in range(60):
+    urgent = bench.add(1, priority=-1)
+    plan = bench.step()
+    while not plan.preempted:
         plan = bench.step()
-        preempted += len(plan.preempted)
-        assert not (plan.preempted and plan.admitted)
-        if preempted:
-            break
-    assert preempted
+    assert plan.admitted == []
+    assert bench.step().admitted == [urgent]
+
+
+def test_what_a_preempted_sequence_was_to_compute_goes_to_others():
+    """Its share of the budget is spent in the same step."""
+    bench = Bench(num_pages=9, watermark=0.0, token_budget=4)
+    least, important = bench.add(8, priority=2), bench.add(12, priority=0)
+    bench.steps_until(least, important)
+    long = bench.add(7 * PAGE, priority=1)
+    plan = bench.step()
+    while not plan.preempted:
+        plan = bench.step()
+    assert plan.preempted == [least]
+    assert plan.tokens == {important: 1, long: 3}
 
 
 def test_a_sequence_that_was_cancelled_while_waiting_is_not_admitted():

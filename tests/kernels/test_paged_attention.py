@@ -176,5 +176,5 @@ def test_in_the_fixed_order_a_token_has_the_same_bits_in_any_company(ops_of: Ops
 def test_a_token_over_a_thousand_keys_has_the_same_bits_in_any_company(ops_of: OpsFor, dtype: torch.dtype):
     """Also where a decode row's keys are shared out among work items and merged."""
     for window in (None, 700):
-        shape, how = Shape(kv_heads=1, page_size=32, dtype=dtype), {"scale": 0.125, "window": window}
+        shape, how = Shape(group=5, kv_heads=1, page_size=32, dtype=dtype), {"scale": 0.125, "window": window}
         assert_same_bits_in_any_company(ops_of(dtype), shape, 1100, how, threads=2, tail=80)
