@@ -1,16 +1,23 @@
-"""Workers for the tests of this folder: processes on the demo model, and its text side in this process."""
+"""Workers for the tests of this folder: whole ones as processes, and the Redis half of one in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 from ops import redis_server as redis_servers
 from producer import Producer
+from producer.keys import Keys
 from tests.worker.process import DEMO_MODEL, WorkerProcess
+from worker.inbox import Inbox
+from worker.jobs import RunningJob
+from worker.outbox import Outbox
+from worker.text import TextModel
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +63,85 @@ def start_worker(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Worke
             return worker
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def text() -> TextModel:
+    """The demo model's tokenizer, template and defaults."""
+    return TextModel.from_pretrained(str(DEMO_MODEL))
+
+
+class LossyRedis(redis.Redis):
+    """A connection on which answers get lost: the server has done what it was told, but nobody hears of it."""
+
+    answers_to_lose = 0
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        return self._lose_or_give(super().execute_command(*args, **options))
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
+        pipeline = super().pipeline(transaction, shard_hint)
+        execute = pipeline.execute
+        pipeline.execute = lambda *args, **options: self._lose_or_give(execute(*args, **options))
+        return pipeline
+
+    def _lose_or_give(self, answer: Any) -> Any:
+        if self.answers_to_lose:
+            self.answers_to_lose -= 1
+            raise redis.ConnectionError("the answer was lost on its way")
+        return answer
+
+
+class RedisHalf:
+    """What one worker does with Redis, without an engine: a test says what tokens its jobs get."""
+
+    KEYS = Keys("test")
+
+    def __init__(self, url: str, name: str, text: TextModel) -> None:
+        self.redis = LossyRedis.from_url(url)
+        self.inbox = Inbox(self.redis, self.KEYS, name, text, "demo", max_len=1024)
+        self.outbox = Outbox(self.redis, self.KEYS, name)
+
+    def take(self, room: int = 8) -> list[RunningJob]:
+        """Pull and claim; the jobs are in the outbox from here on."""
+        self.inbox.pull(room, [item.delivery for item in self.outbox.held])
+        return self.admit()
+
+    def take_over(self) -> list[RunningJob]:
+        """Reclaim as if every lease were over, and claim."""
+        while not self.inbox.reclaim(0, 8):
+            pass
+        return self.admit()
+
+    def admit(self) -> list[RunningJob]:
+        taken = self.inbox.take()
+        for refusal in taken.refused:
+            self.outbox.refuse(refusal)
+        for job in taken.jobs:
+            self.outbox.add(job)
+        return taken.jobs
+
+    def emit(self, job: RunningJob, token_ids: list[int], reason: str | None = None) -> None:
+        """As if the engine had made these tokens, one a step."""
+        for at, token in enumerate(token_ids, start=1):
+            self.outbox.take([(job.sequence_id, [token], reason if at == len(token_ids) else None, None)])
+
+
+@pytest.fixture
+def half(redis_url: str, text: TextModel) -> Iterator[Callable[[str], RedisHalf]]:
+    """`half("anna")` is the Redis half of a worker of that name on the queue `test`."""
+    with ExitStack() as connections:
+
+        def make(name: str) -> RedisHalf:
+            made = RedisHalf(redis_url, name, text)
+            connections.callback(made.redis.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def producer(redis_url: str) -> Iterator[Producer]:
+    """A producer on the queue `test`."""
+    with Producer(redis_url, queue="test") as client:
+        yield client
