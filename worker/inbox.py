@@ -86,7 +86,10 @@ class Inbox:
 
         Raises redis.RedisError.
         """
-        found = run(self._redis, reclaim(self._keys, self._consumer, round(lease_s * 1000), self._cursor, room))
+        call = reclaim(self._keys, self._consumer, round(lease_s * 1000), self._cursor, room)
+        before, self._reply_lost = self._reply_lost, True
+        found = run(self._redis, call)
+        self._reply_lost = before
         self._cursor = found.cursor
         self._note_foreign(found.foreign)
         self._pulled += found.deliveries
