@@ -21,10 +21,10 @@ from tests.worker.process import WorkerProcess
 LEASE_S = 2.0
 ENDS_WITHIN_S = 240.0  # a second or two on idle cores
 
-# 700 tokens, in part by chance: a new owner has to draw the same ones.
+# 600 tokens, in part by chance: a new owner has to draw the same ones.
 LONG: dict[str, Any] = {
     "prompt": "Count from 1 to 100",
-    "max_tokens": 700,
+    "max_tokens": 600,
     "ignore_eos": True,
     "temperature": 0.8,
     "seed": 7,

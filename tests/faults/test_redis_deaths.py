@@ -54,6 +54,25 @@ def test_an_outage_longer_than_a_lease_is_no_stampede(fleet, durable_redis, wait
         assert fleet.producer.status(reader.job).deliveries == 1
 
 
+def test_decoding_pauses_while_too_much_is_unpublished(fleet, durable_redis, wait_until):
+    """Redis is away and the worker may hold no more: it waits, and is not taken for one that hangs."""
+    fleet.of(0)
+    (worker,) = fleet.of(1, "--max-unpublished", "40")
+    expected = fleet.undisturbed()
+    reader = fleet.submit()
+    wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
+    before = len(worker.said("redis_down"))
+
+    durable_redis.kill9()
+    back_at = worker.wait_for("redis_down", already=before) and time.monotonic() + 1.5 * LEASE_S
+    wait_until(lambda: time.monotonic() > back_at, 2 * LEASE_S, "a hang would have been found")
+    durable_redis.restart()
+
+    assert reader.to_the_end() == expected
+    assert worker.is_running
+    fleet.of(0)
+
+
 def test_a_redis_that_hangs_for_longer_than_a_lease_is_waited_for(fleet, durable_redis, wait_until):
     """The engine speaks while its worker waits for Redis: that is not taken for a hang of the engine."""
     (worker,) = fleet.of(1)

@@ -15,7 +15,7 @@ def test_told_to_stop_a_worker_finishes_what_runs_and_takes_no_more(fleet, wait_
     assert worker.stop() == 0
 
     assert [fleet.producer.status(reader.job).state for reader in running] == ["length"] * 4
-    assert [len(reader.to_the_end()) for reader in running] == [700] * 4
+    assert [len(reader.to_the_end()) for reader in running] == [600] * 4
     assert {(s.state, s.deliveries) for s in map(fleet.producer.status, waiting)} == {("queued", 0)}
     fleet.of(1)
     assert [fleet.producer.result(job, timeout=60).text for job in waiting] == ["3 4 5"] * 4
@@ -37,7 +37,7 @@ def test_told_twice_it_hands_over_in_mid_sentence(fleet, wait_until):
     assert first.said("handed_back")[-1]["jobs"] == 1
     assert reader.to_the_end() == expected
     assert [start.worker for start in reader.starts] == [first.name, second.name]
-    assert 0 < reader.starts[1].offset < 700
+    assert 0 < reader.starts[1].offset < 600
     assert fleet.producer.status(reader.job).deliveries == 1
 
 

@@ -35,7 +35,7 @@ def in_mid_sentence(fleet, wait_until):
 def went_on(reader, first, second):
     """Whether `second` went on where `first` had stopped."""
     assert [start.worker for start in reader.starts] == [first.name, second.name]
-    return 0 < reader.starts[1].offset < 700
+    return 0 < reader.starts[1].offset < 600
 
 
 def test_a_killed_workers_job_goes_on_elsewhere_in_mid_sentence(fleet, in_mid_sentence, wait_until):
