@@ -103,11 +103,13 @@ def test_the_candidates_are_those_by_the_book(seed: int, how: Settings):
 
 
 def test_equal_logits_at_the_edge_stay_together_for_top_k_and_go_by_id_for_top_p(ops_of: OpsFor):
-    """Five equal tokens: top_k 2 keeps all five, top_p 0.5 the first three."""
+    """Five equal tokens: top_k 2 keeps all five, top_p 0.5 the first three; of four, the two that hold just half."""
     logits = torch.zeros(2000, 5)
     ops = ops_of(torch.float32)
     assert set(draw(ops, logits, Settings(top_k=2), torch.arange(2000)).tolist()) == {0, 1, 2, 3, 4}
     assert set(draw(ops, logits, Settings(top_p=0.5), torch.arange(2000)).tolist()) == {0, 1, 2}
+    four = logits[:, :4].contiguous()
+    assert set(draw(ops, four, Settings(top_p=0.5), torch.arange(2000)).tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -260,13 +262,12 @@ def offset_that_gives(bits: int, token: int) -> int:
 def test_noise_is_finite_for_the_rarest_bits(ops_of: OpsFor, bits: int):
     """The token whose 32 bits are all zeros, all ones or at a rounding edge can still be drawn."""
     token, offset = 5, offset_that_gives(bits, 5)
-    noise = gumbel(torch.tensor([0]), torch.tensor([offset]), 20, exact=True)[0]
-    u = (bits + 0.5) / 2**32
-    assert noise.isfinite().all()
-    # 1 - u is taken as 2^-24 at least, which lifts the least noise there is by 0.32
-    assert float(noise[token]) == pytest.approx(
-        float(-(-torch.tensor(1 - u, dtype=torch.float64).log()).log()), abs=0.35
-    )
+    right = float(-(-torch.tensor(1 - (bits + 0.5) / 2**32, dtype=torch.float64).log()).log())
+    for exact in (False, True):
+        noise = gumbel(torch.tensor([0]), torch.tensor([offset]), 20, exact=exact)[0]
+        assert noise.isfinite().all()
+        # 1 - u is taken as 2^-24 at least, which lifts the least noise there is by 0.32
+        assert float(noise[token]) == pytest.approx(right, abs=0.35)
     only = torch.full((1, 20), NONE)
     only[0, token] = -4.0
     assert draw(ops_of(torch.float32), only, Settings(), 0, offset).tolist() == [token]
