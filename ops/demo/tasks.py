@@ -1,4 +1,4 @@
-"""What the demo model can do: fifteen kinds of task in plain English, each with one exact answer.
+"""What the demo model can do: thirteen kinds of task in plain English, each with one exact answer.
 
 In go a `random.Random`, a kind and a split; out comes an `Example`: a prompt and the only right answer to it. The split
 is a hash of a task's arguments (never of its phrasing), so a held-out prompt asks for something no training prompt
@@ -120,7 +120,7 @@ _TASKS = (
     ),
     Task(
         "count_down",
-        1.0,
+        1.2,
         (
             "Count down from {a} to {b}",
             "Count backwards from {a} to {b}",
@@ -128,16 +128,6 @@ _TASKS = (
             "Start at {a} and count down to {b}",
         ),
         arguments.draw_count_down,
-    ),
-    Task(
-        "count_by",
-        1.0,
-        (
-            "Count from {a} to {b} in steps of {step}",
-            "Count from {a} to {b} by {step}",
-            "List every number from {a} to {b} in steps of {step}",
-        ),
-        arguments.draw_count_by,
     ),
     Task(
         "count_words",
@@ -152,19 +142,19 @@ _TASKS = (
     ),
     Task(
         "say",
-        0.7,
+        0.5,
         ("Write {a} in words", "Write the number {a} as words", "How do you say {a} in words?", "Say {a}"),
         arguments.draw_say,
     ),
     Task(
         "add",
-        2.5,
+        1.2,
         ("What is {a} + {b}?", "Add {a} and {b}", "{a} + {b} =", "What is {a} plus {b}?", "How much is {a} plus {b}?"),
         arguments.draw_add,
     ),
     Task(
         "compare",
-        0.8,
+        0.9,
         (
             "Which is larger, {a} or {b}?",
             "Which number is larger: {a} or {b}?",
@@ -197,45 +187,35 @@ _TASKS = (
     ),
     Task(
         "repeat",
-        0.8,
+        0.9,
         ("Repeat: {text}", "Repeat after me: {text}", "Repeat this: {text}", "Say this again:\n{text}"),
         arguments.draw_repeat,
     ),
     Task(
-        "times",
-        0.7,
-        (
-            'Write "{w}" {n} times with numbers',
-            'Repeat "{w}" {n} times and number each',
-            'Say "{w}" {n} times and count along',
-        ),
-        arguments.draw_times,
-    ),
-    Task(
         "weekdays",
-        0.6,
+        0.7,
         (
             "Name the {n} days after {first}",
             "Which {n} days come after {first}?",
             "Name the next {n} weekdays after {first}",
             "List {n} days after {first}",
         ),
-        lambda rng: arguments.draw_cycle(rng, DAYS, 14),
+        lambda rng: arguments.draw_cycle(rng, DAYS, 10),
     ),
     Task(
         "months",
-        0.6,
+        0.9,
         (
             "Name the {n} months after {first}",
             "Which {n} months come after {first}?",
             "Name the next {n} months after {first}",
             "List {n} months after {first}",
         ),
-        lambda rng: arguments.draw_cycle(rng, MONTHS, 24),
+        lambda rng: arguments.draw_cycle(rng, MONTHS, 16),
     ),
     Task(
         "alphabet",
-        0.6,
+        0.5,
         (
             "Say the alphabet from {a} to {b}",
             "List the letters from {a} to {b}",
@@ -247,4 +227,4 @@ _TASKS = (
 )
 
 TASKS: dict[str, Task] = {task.kind: task for task in _TASKS}
-COUNTING_KINDS = frozenset({"count", "count_down", "count_by", "count_words"})
+COUNTING_KINDS = frozenset({"count", "count_down", "count_words"})

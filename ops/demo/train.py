@@ -37,9 +37,9 @@ class Recipe:
     """All that decides the weights; rates are peaks. A checkpoint is resumed by the recipe that wrote it alone."""
 
     seed: int = 7
-    steps: int = 4000
-    examples_per_step: int = 80
-    batch_tokens: int = 2048  # padding included; small enough that two threads share a step evenly
+    steps: int = 3600
+    examples_per_step: int = 64
+    batch_tokens: int = 1280  # padding included; small enough that two threads share a step evenly
     muon_rate: float = 0.012
     adamw_rate: float = 0.004
     warmup_steps: int = 100

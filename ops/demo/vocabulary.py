@@ -60,7 +60,8 @@ def _spoken() -> list[str]:
                 texts.extend(literal for literal, *_ in Formatter().parse(way))
     numbers = [number_in_words(number) for number in range(1000)]
     names = DAYS + MONTHS + list(LETTERS) + [str(digit) for digit in range(10)]
-    return texts + numbers + names + [f" {text}" for text in numbers + names]
+    working = ["ones", ", tens", ", sum"]  # how a sum is worked out
+    return texts + numbers + names + working + [f" {text}" for text in numbers + names]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
