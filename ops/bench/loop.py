@@ -130,8 +130,11 @@ def _follow(url: str, jobs: list[str], tokens: int, program: Program) -> None:
         while cursors:
             replies = _read(redis, cursors)
             heard = time.monotonic() if replies else heard
-            if program.process.poll() is not None or time.monotonic() - heard > STALLED_AFTER_S:
-                raise Failed(f"{len(cursors)} jobs have not ended, and nothing comes; why may stand above")
+            code = program.process.poll()
+            if code is not None:
+                raise Failed(f"the worker ended with exit code {code} before its jobs had; why may stand above")
+            if time.monotonic() - heard > STALLED_AFTER_S:
+                raise Failed(f"no token for {STALLED_AFTER_S:.0f} s, and {len(cursors)} jobs have not ended")
             for stream, entries in replies:
                 for event in cursors[stream].events(entries):
                     if isinstance(event, Ended) and (event.reason != "length" or cursors[stream].offset != tokens):

@@ -11,6 +11,7 @@ the engine's counters (steps, row_steps, computed_tokens), and the CPU time of t
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import sys
@@ -112,7 +113,9 @@ class EngineInThread(EngineLink):
         self._thread.join(timeout=10)
 
     def kill(self) -> None:
-        """A thread can't be ended: this process goes."""
+        """A thread can't be ended: this process goes, and says where it was."""
+        print("loop_worker: the engine's thread hangs", file=sys.stderr)
+        faulthandler.dump_traceback(all_threads=True)
         os._exit(1)
 
     def _obituary(self) -> str:
