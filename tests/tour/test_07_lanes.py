@@ -22,14 +22,13 @@ def lanes(url, single_row):
 
 
 @pytest.fixture
-def order_of(lanes):
+def order_of(lanes, wait_until):
     """Submit short jobs while the row is taken by a long one; the lanes in the order in which their jobs then ran."""
 
     def submit_all(*wanted):
         long = lanes.submit(prompt="Count from 1 to 100", max_tokens=800, ignore_eos=True)
-        while lanes.status(long).state == "queued":
-            pass
-        jobs = {lanes.submit(prompt="Count from 1 to 3", lane=lane): lane for lane in wanted}
+        wait_until(lambda: lanes.status(long).state == "running", 60, "the long job runs")
+        jobs = {lanes.submit(prompt="Count from 3 to 5", lane=lane): lane for lane in wanted}
         assert lanes.status(long).state == "running", "the long job ended before the others were there"
         assert lanes.cancel(long).met == "running"
         for job in jobs:

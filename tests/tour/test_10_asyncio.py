@@ -31,7 +31,7 @@ def test_the_first_of_several_answers_wins(url, worker):
     async def race():
         async with AsyncProducer(url) as queue:
             long = await queue.submit(prompt="Count from 1 to 100", max_tokens=900, ignore_eos=True)
-            short = await queue.submit(prompt="Count from 1 to 3\n")
+            short = await queue.submit(prompt="Count from 3 to 5\n")
             waiting = {asyncio.create_task(queue.result(job), name=job) for job in (long, short)}
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in waiting:
@@ -39,5 +39,5 @@ def test_the_first_of_several_answers_wins(url, worker):
             return [task.result() for task in done], await asyncio.gather(*waiting)
 
     (winner,), (loser,) = asyncio.run(race())
-    assert winner.text == "1 2 3"
+    assert winner.text == "3 4 5"
     assert loser.finish_reason == "cancelled"
