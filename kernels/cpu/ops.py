@@ -53,9 +53,16 @@ class CpuOps:
         for function in voids:
             function.restype = None
 
+    def _expect(self, *tensors: Tensor) -> None:
+        """C sees a bare pointer: what lies there has to be of its element type, and in one piece."""
+        for tensor in tensors:
+            assert tensor.dtype == self.dtype, f"kernels for {self.dtype} were given {tensor.dtype}"
+            assert tensor.is_contiguous(), f"a tensor of shape {tuple(tensor.shape)} is not contiguous"
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, /, residual: Tensor | None = None) -> Tensor:
         """See RmsNorm."""
         x = x.contiguous()
+        self._expect(x, weight)
         out = torch.empty_like(x)
         shared = None if residual is None else residual.data_ptr()
         self._rms_norm(x.data_ptr(), shared, weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], eps)
@@ -63,6 +70,7 @@ class CpuOps:
 
     def silu_mul(self, gate_up: Tensor, /) -> Tensor:
         """See SiluMul."""
+        self._expect(gate_up)
         rows, width = gate_up.shape
         out = torch.empty(rows, width // 2, dtype=gate_up.dtype)
         self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width // 2)
@@ -84,6 +92,7 @@ class CpuOps:
     ) -> Tensor:
         """See NormRopeWrite."""
         assert kv_scales is None, "quantised K/V has no C kernel yet"
+        self._expect(qkv, kv)
         _, _, kv_heads, page_size, D = kv.shape
         heads = qkv.shape[1] // D - 2 * kv_heads
         q = torch.empty(qkv.shape[0], heads, D, dtype=qkv.dtype)
@@ -122,6 +131,7 @@ class CpuOps:
         """See Sample. The noise is exact in any case: a row is one thread's, in one order."""
         if banned is not None:
             logits = logits.index_put(banned, torch.tensor(float("-inf"), dtype=logits.dtype))
+        self._expect(logits)
         ids = torch.empty(logits.shape[0], dtype=torch.int64)
         self._greatest(logits.data_ptr(), ids.data_ptr(), *logits.shape)
         warm = (temperature > 0).nonzero().squeeze(1)
@@ -164,9 +174,7 @@ class CpuOps:
         kv_scales: tuple[float, float] | None = None,
     ) -> None:
         assert kv_scales is None, "quantised K/V has no C kernel yet"
-        assert q.is_contiguous()
-        assert kv.is_contiguous()
-        assert out.is_contiguous()
+        self._expect(q, kv, out)
         _, _, kv_heads, page_size, D = kv.shape
         failed = self._attention(
             q.data_ptr(),
