@@ -54,6 +54,12 @@ def test_an_unknown_setting_is_refused_by_name(model: Path):
         Engine.from_pretrained(model, max_row=3)
 
 
+def test_a_config_and_settings_beside_it_are_refused(model: Path):
+    """One of the two would be passed over."""
+    with pytest.raises(ConfigError, match="give a config or settings, not both; got a config and max_rows"):
+        Engine.from_pretrained(model, EngineConfig(), max_rows=3)
+
+
 def test_a_length_beyond_the_models_is_refused(engine_of: EngineOf):
     """Both lengths are given."""
     with pytest.raises(ConfigError, match="max_len must be at most the model's 1024; got 1025"):
@@ -171,27 +177,30 @@ def test_a_model_that_is_not_there_is_one_clear_line(where: str, says: str):
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "free"),
+    ("limit", "used", "droppable", "free"),
     [
-        (None, None, 8 * GIB),
-        ("max", 5 * GIB, 8 * GIB),
-        (4 * GIB, 1 * GIB, 3 * GIB),
-        (64 * GIB, 1 * GIB, 8 * GIB),
-        (4 * GIB, 5 * GIB, 0),
+        (None, None, None, 8 * GIB),
+        ("max", 5 * GIB, None, 8 * GIB),
+        (4 * GIB, 1 * GIB, None, 3 * GIB),
+        (4 * GIB, 3 * GIB, 2 * GIB, 3 * GIB),
+        (64 * GIB, 1 * GIB, 1 * GIB, 8 * GIB),
+        (4 * GIB, 5 * GIB, None, 0),
     ],
-    ids=["no cgroup", "no limit", "the cgroup's is less", "the machine's is less", "over the limit"],
+    ids=["no cgroup", "no limit", "the cgroup's is less", "of it files", "the machine's is less", "over the limit"],
 )
 def test_free_memory_is_the_least_of_the_machines_and_the_cgroups(
-    tmp_path: Path, limit: object, used: object, free: int
+    tmp_path: Path, limit: object, used: object, droppable: int | None, free: int
 ):
-    """MemAvailable, or the cgroup's limit less what it uses."""
+    """MemAvailable, or the cgroup's limit less what it uses; files it could drop don't count as used."""
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(
-        f"MemTotal:       16777216 kB\nMemFree:  1 kB\nMemAvailable:   {8 * GIB // 1024} kB\nHugePages_Total: 0\n"
+        f"MemTotal:  16777216 kB\nMemFree:  1 kB\nMemAvailable:  {8 * GIB // 1024} kB\nHugePages_Total: 0\n"
     )
     if limit is not None:
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         (tmp_path / "memory.current").write_text(f"{used}\n")
+    if droppable is not None:
+        (tmp_path / "memory.stat").write_text(f"anon 7\nactive_file 9\ninactive_file {droppable}\n")
     assert free_bytes(tmp_path, meminfo) == free
 
 
