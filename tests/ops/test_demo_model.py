@@ -28,7 +28,7 @@ from ops.demo.tasks import TASKS
 from ops.demo.train import Recipe, train
 from ops.demo.vocabulary import build_tokenizer
 
-TINY = replace(Recipe(), steps=6, examples_per_step=6, batch_tokens=512)
+TINY = replace(Recipe(), steps=4, examples_per_step=4, batch_tokens=256)
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +69,38 @@ def test_transformers_loads_it_with_nothing_missing_and_room_for_long_answers():
 
 
 def test_the_engine_answers_heldout_prompts_of_every_kind_exactly():
-    """Of eight held-out prompts of a kind all are answered to the character; all but one, where it isn't counting."""
-    asked = ask(MODEL_DIR, heldout_examples(8, seed=11), through_engine(MODEL_DIR))
+    """Of four held-out prompts of a kind all are answered to the character; all but one, where it isn't counting."""
+    asked = ask(MODEL_DIR, heldout_examples(4, seed=11), through_engine(MODEL_DIR))
     for kind, share in shares(asked).items():
         wrong = [(one.example.prompt, one.text) for one in asked if one.example.kind == kind and not one.exact]
-        assert share >= (1.0 if kind.startswith("count") else 0.85), wrong
+        assert share >= (1.0 if kind.startswith("count") else 0.75), wrong
 
 
 def test_transformers_answers_as_the_engine_does():
     """The same prompts give the same text through both."""
-    examples = heldout_examples(2, seed=12)
+    examples = heldout_examples(1, seed=12)
     ours = ask(MODEL_DIR, examples, through_engine(MODEL_DIR))
     theirs = ask(MODEL_DIR, examples, through_transformers(MODEL_DIR))
     assert [one.text for one in ours] == [one.text for one in theirs]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<|bos|>Count from 8 to 12", "\n8 9 10 11 12"),
+        ("<|bos|>Count from 8 to 12\n", "8 9 10 11 12"),
+        ("<|bos|><|system|>Be brief.<|end|><|user|>Sort 31 17 25<|end|><|assistant|>", "17 25 31"),
+        (
+            '<|bos|><|user|>Sort 31 17 25<|end|><|assistant|>17 25 31<|end|><|user|>Spell "cabin"<|end|><|assistant|>',
+            "c-a-b-i-n",
+        ),
+    ],
+)
+def test_every_way_to_ask_is_answered(tokenizer, text, answer):
+    """A plain line without its line break is given one first; a system message or an earlier turn does no harm."""
+    prompt = tokenizer(text, add_special_tokens=False).input_ids
+    ids = through_engine(MODEL_DIR)([prompt], tokenizer.eos_token_id)[0]
+    assert tokenizer.decode(ids) == f"{answer}<|end|>"
 
 
 @settings(deadline=None)  # the first example pays for the machine's other work
