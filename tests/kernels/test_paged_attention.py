@@ -173,8 +173,10 @@ def test_in_the_fixed_order_a_token_has_the_same_bits_in_any_company(ops_of: Ops
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_token_over_a_thousand_keys_has_the_same_bits_in_any_company(ops_of: OpsFor, dtype: torch.dtype):
-    """Also where a decode row's keys are shared out among work items and merged."""
+def test_a_token_over_many_keys_has_the_same_bits_in_any_company(ops_of: OpsFor, dtype: torch.dtype):
+    """Also where a lone token's work is shared among threads: in C over a thousand keys, in torch within a product."""
+    ops = ops_of(dtype)
+    length = 1100 if ops.backend is Backend.C else 150
     for window in (None, 700):
         shape, how = Shape(group=5, kv_heads=1, page_size=32, dtype=dtype), {"scale": 0.125, "window": window}
-        assert_same_bits_in_any_company(ops_of(dtype), shape, 1100, how, threads=2, tail=40)
+        assert_same_bits_in_any_company(ops, shape, length, how, threads=2, tail=40)
