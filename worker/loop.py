@@ -151,6 +151,9 @@ class Worker:
         now = time.monotonic()
         if now < self._retry_at:
             return
+        if self._redis_down:
+            # Others could not renew either. If it is back now, we renew at once and give them a lease to do the same.
+            self._due["renew"], self._due["reclaim"] = now, now + self._settings.lease_s
         try:
             if self._outbox.urgent or (self._is_due("flush", now) and not self._outbox.is_empty):
                 self._flush(now)
@@ -217,12 +220,9 @@ class Worker:
 
     def _note_redis_down(self, error: sync_redis.RedisError) -> None:
         self._redis_down += 1
-        first, longest = _BACKOFF_S
+        first, longest = _BACKOFF_S[0], min(_BACKOFF_S[1], self._settings.lease_s / 4)  # all are back within a lease
         pause = min(longest, first * 2 ** (self._redis_down - 1)) * random.uniform(0.5, 1.0)
-        now = time.monotonic()
-        self._retry_at, self._pull_now = now + pause, True
-        # Others could not renew either. Once Redis is back we renew at once and give them a lease to do the same.
-        self._due["renew"], self._due["reclaim"] = now, now + self._settings.lease_s
+        self._retry_at, self._pull_now = time.monotonic() + pause, True
         if self._redis_down in (1, 10, 100):
             log.warning(
                 "redis_down",
