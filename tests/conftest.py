@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ from ops import redis_server as redis_servers
 # Read by transformers, tokenizers and their likes at import, so set before a test module imports them.
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once instead of trying
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else every fork in a test warns
+
+# A shell that starts us in the background has SIGINT ignored, and so would every program that a test sends Ctrl-C to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # part: (folders under tests/, minutes it may take)
 PARTS: dict[str, tuple[tuple[str, ...], int]] = {
