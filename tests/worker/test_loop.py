@@ -1,0 +1,59 @@
+"""The loop that joins the halves: it does what is due when it is due, and sleeps in between."""
+
+from __future__ import annotations
+
+import time
+
+import msgpack
+import psutil
+import redis
+
+from producer import Producer, calls
+from producer.keys import Keys
+
+LEASE_S = 4.0
+
+
+def test_a_full_worker_sleeps(start_worker, redis_url, wait_until):
+    """All rows taken, so nothing can be reclaimed: that it would be time to do so keeps no core busy."""
+    worker = start_worker("--max-rows", "1", "--lease-s", f"{LEASE_S:g}").wait_ready()
+    engine, loop = psutil.Process(worker.engine_pid), psutil.Process(worker.pid)
+    with Producer(redis_url) as queue:
+        job = queue.submit(prompt="Count from 1 to 100", max_tokens=500, ignore_eos=True)
+        assert next(event for event in queue.stream(job) if event.kind == "tokens")
+        engine.suspend()  # the job runs, and no step asks for the loop's time
+        try:
+            due = time.monotonic() + LEASE_S / 3 * 1.2
+            wait_until(lambda: time.monotonic() > due, LEASE_S, "it would be time to reclaim")
+            before, began = loop.cpu_times(), time.monotonic()
+            wait_until(lambda: time.monotonic() > began + 1, LEASE_S, "a second has passed")
+            used, passed = loop.cpu_times(), time.monotonic() - began
+        finally:
+            engine.resume()
+        assert used.user + used.system - before.user - before.system < passed / 2
+        assert queue.result(job, timeout=120).ok
+
+
+def test_a_worker_says_that_it_lives(worker, served_url, queue, wait_until):
+    """Its heartbeat names its model and what it has done, and is there as long as it is."""
+    queue.result(queue.submit(prompt="Count from 3 to 5"), timeout=60)
+    with redis.Redis.from_url(served_url) as connection:
+
+        def heartbeat():
+            alive = calls.run(connection, calls.workers(Keys("default")))
+            return msgpack.unpackb(alive[worker.name]) if worker.name in alive else {}
+
+        wait_until(lambda: heartbeat().get("finished", 0) > 0, 30, "its heartbeat counts the job")
+        assert heartbeat()["model"] == "model"
+
+
+def test_lanes_reach_into_the_batch(start_worker, redis_url):
+    """Where jobs wait for a row inside the worker, the more important one gets it first."""
+    start_worker("--max-rows", "8", "--num-pages", "10", "--queue", "pages").wait_ready()
+    with Producer(redis_url, queue="pages") as queue:
+        long = queue.submit(prompt="Count from 1 to 100", max_tokens=250, ignore_eos=True)
+        assert next(event for event in queue.stream(long) if event.kind == "tokens")
+        low = [queue.submit(prompt="Count from 1 to 100", max_tokens=200, ignore_eos=True, lane="low") for _ in "ab"]
+        high = queue.submit(prompt="Count from 1 to 100", max_tokens=200, ignore_eos=True, lane="high")
+        ended = {job: queue.result(job, timeout=120) and queue.status(job).ended_at for job in (*low, high)}
+        assert ended[high] < min(ended[job] for job in low)
