@@ -48,7 +48,8 @@ class EngineLink:
                 [sys.executable, "-m", "worker.engine.serve", "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                # Threads that wait for each other sleep: spinning, they take the cores that this process and Redis need.
+                env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": path},
             )
         self.connection = Connection(ours.detach())
         self._is_ready = False
