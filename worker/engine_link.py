@@ -48,7 +48,7 @@ class EngineLink:
                 [sys.executable, "-m", "worker.engine.serve", "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # Threads that wait for each other sleep: spinning, they take the cores that this process and Redis need.
+                # Threads that wait for each other sleep; spinning, they take cores that this process and Redis need.
                 env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": path},
             )
         self.connection = Connection(ours.detach())
