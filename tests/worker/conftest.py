@@ -20,16 +20,28 @@ from worker.outbox import Outbox
 from worker.text import TextModel
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served_url() -> Iterator[str]:
-    """A Redis for the module's worker: no other test empties it meanwhile."""
+    """The Redis of `worker`: no other test empties it meanwhile."""
     with redis_servers.start() as server:
         yield server.url
 
 
-@pytest.fixture(scope="module")
-def module_worker(served_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(served_url, tmp_path_factory.mktemp("worker") / "worker.log", "--max-rows", "4")
+@pytest.fixture(scope="session")
+def health_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `worker` touches while it is well."""
+    return tmp_path_factory.mktemp("health") / "healthy"
+
+
+@pytest.fixture(scope="session")
+def session_worker(
+    served_url: str, health_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerProcess]:
+    log, flags = (
+        tmp_path_factory.mktemp("worker") / "worker.log",
+        ("--max-rows", "4", "--health-file", f"{health_file}"),
+    )
+    worker = WorkerProcess(served_url, log, *flags)
     try:
         yield worker.wait_ready()
     finally:
@@ -37,11 +49,11 @@ def module_worker(served_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def worker(module_worker: WorkerProcess) -> Iterator[WorkerProcess]:
-    """One worker with four rows, the same for the whole module. Its log is shown with a failure."""
-    before = len(module_worker.log)
-    yield module_worker
-    print(module_worker.log[before:])
+def worker(session_worker: WorkerProcess) -> Iterator[WorkerProcess]:
+    """One worker with four rows, the same for all tests. Its log is shown with a failure."""
+    before = len(session_worker.log)
+    yield session_worker
+    print(session_worker.log[before:])
 
 
 @pytest.fixture

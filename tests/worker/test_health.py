@@ -28,14 +28,12 @@ def health(tmp_path):
     return run
 
 
-def test_a_worker_that_is_well_touches_its_file(start_worker, tmp_path, wait_until, health):
+def test_a_worker_that_is_well_touches_its_file(worker, health_file, wait_until, health):
     """While it is idle and while it works the file stays fresh."""
-    file = tmp_path / "healthy"
-    start_worker("--health-file", str(file)).wait_ready()
-    wait_until(file.exists, 30, "the health file is there")
-    touched = file.stat().st_mtime
-    wait_until(lambda: file.stat().st_mtime > touched, 30, "the health file is touched again")
-    assert health(SLIPSTREAM_HEALTH_FILE=str(file)) == (0, "healthy\n")
+    wait_until(health_file.exists, 30, "the health file is there")
+    touched = health_file.stat().st_mtime
+    wait_until(lambda: health_file.stat().st_mtime > touched, 30, "the health file is touched again")
+    assert health(SLIPSTREAM_HEALTH_FILE=str(health_file)) == (0, "healthy\n")
 
 
 def test_a_file_that_has_grown_old_is_ill(tmp_path, health):

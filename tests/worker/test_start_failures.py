@@ -90,32 +90,11 @@ def test_weights_as_pickle_only(refusal, model):
     assert "found pytorch_model.bin: only safetensors are read, convert it" in said
 
 
-def test_damaged_weights(refusal, model):
-    """A download that broke off."""
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    assert "model.safetensors" in refusal(model=model, code=CANT_START)
-
-
 def test_an_architecture_that_is_not_supported(refusal, model):
     """Which one it is, and which there are."""
     change_config(model, architectures=["MambaForCausalLM"])
     said = refusal(model=model, code=CANT_START)
     assert said.startswith("architecture MambaForCausalLM is not supported; supported: LlamaForCausalLM")
-
-
-def test_a_configuration_that_does_not_fit_the_weights(refusal, model):
-    """The tensor whose shape is wrong is named."""
-    change_config(model, intermediate_size=256)
-    said = refusal(model=model, code=CANT_START)
-    assert "has shape" in said
-    assert "config.json asks for" in said
-
-
-def test_more_length_than_the_model_has(refusal):
-    """A worker can take shorter jobs than its model could, not longer ones."""
-    said = refusal("--max-len", "2000", code=CANT_START)
-    assert said == "max_len must be at most the model's 1024; got 2000"
 
 
 def test_a_page_pool_larger_than_the_memory(refusal):
