@@ -202,8 +202,10 @@ def test_nobody_is_admitted_in_a_step_that_preempted():
 def test_what_a_preempted_sequence_was_to_compute_goes_to_others():
     """Its share of the budget is spent in the same step."""
     bench = Bench(num_pages=9, watermark=0.0, token_budget=4)
-    least, important = bench.add(8, priority=2), bench.add(12, priority=0)
-    bench.steps_until(least, important)
+    least = bench.add(1, priority=2)
+    bench.steps_until(least)
+    important = bench.add(15, priority=0)
+    bench.steps_until(important)
     long = bench.add(7 * PAGE, priority=1)
     plan = bench.step()
     while not plan.preempted:
