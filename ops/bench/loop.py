@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ from producer import Ended, Job, Producer
 from producer.connection import connect
 from producer.follow import EventCursor
 from producer.keys import Keys
+from worker.engine_link import THREAD_ENV
 
 WAYS = ("process", "thread", "alone")
 THREAD_MAY_COST = 0.05
@@ -97,6 +99,8 @@ def _run(way: str, model: Path, given: argparse.Namespace) -> dict[str, float]:
     flags = [f"--{word}={getattr(given, word)}" for word in words]
     with redis_server.start() as server:
         flags += [f"--way={way}", f"--model={model}", f"--redis={server.url}"]
+        for name, value in THREAD_ENV.items():  # all ways alike: else the threads' waiting is what is compared
+            os.environ.setdefault(name, value)
         with Program("ops.bench.loop_worker", *flags, stdout=subprocess.PIPE) as program:
             found = {} if way == "alone" else _stream(server.url, program, given)
             assert program.process.stdout is not None
