@@ -172,6 +172,7 @@ class RunningJob:
     ended: tuple[FinishReason, Failure | None] | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None  # from enqueue
+    cached_tokens: int = 0  # of its prompt, found in the engine's prefix cache
 
     @property
     def job_id(self) -> str:
@@ -267,7 +268,11 @@ class RunningJob:
     @property
     def usage(self) -> Usage:
         """Tokens in and out so far."""
-        return Usage(prompt_tokens=len(self.resolved.prompt_ids), completion_tokens=len(self.token_ids))
+        return Usage(
+            prompt_tokens=len(self.resolved.prompt_ids),
+            completion_tokens=len(self.token_ids),
+            cached_tokens=self.cached_tokens,
+        )
 
     def _release(self, piece: Any) -> None:
         if not piece.token_ids:

@@ -60,13 +60,14 @@ class Outbox:
         self._refused.append(refusal)
         self.urgent = True
 
-    def take(self, emissions: Iterable[tuple[int, list[int], str | None, str | None]]) -> list[int]:
+    def take(self, emissions: Iterable[tuple[int, list[int], str | None, str | None, int]]) -> list[int]:
         """A step's tokens. Returns the sequences that their text has ended: the engine may forget them."""
         stopped = []
-        for sequence_id, token_ids, reason, error in emissions:
+        for sequence_id, token_ids, reason, error, cached_tokens in emissions:
             job = self.jobs.get(sequence_id)
             if job is None or job.has_ended:
                 continue
+            job.cached_tokens = cached_tokens
             try:
                 if job.take(token_ids, reason, error):
                     stopped.append(sequence_id)

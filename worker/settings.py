@@ -23,6 +23,7 @@ ENGINE_FIELDS = (
     "page_size",
     "num_pages",
     "max_len",
+    "prefix_cache",
     "watermark",
     "dtype",
     "backend",
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     page_size: int = Field(32, description="tokens a page of K/V memory: 16, 32, 64 or 128")
     num_pages: int | None = Field(None, description="pages in the pool; by default from rows, length and free memory")
     max_len: int | None = Field(None, description="longest job, prompt and output, in tokens; the model's by default")
+    prefix_cache: bool = Field(True, description="keep K/V pages of what ended for jobs that begin alike")
     watermark: float = Field(0.02, ge=0, lt=1, description="share of the pool that admission leaves free")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
     backend: Literal["auto", "c", "torch"] = Field("auto", description="of the operations; auto: the fastest here")

@@ -57,6 +57,7 @@ class OnEngine:
         token_ids: list[list[int]] = [[] for _ in requests]
         times: list[list[float]] = [[] for _ in requests]
         steps, row_steps = stats.steps, stats.row_steps
+        engine.forget_prefixes()  # of the same requests, a run before
         gc.collect()
         others, began = Others(), time.perf_counter()
         size = self._batch or len(requests)

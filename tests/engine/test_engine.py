@@ -54,6 +54,9 @@ def test_a_step_says_what_it_gave_and_how_full_it_was(engine_of: EngineOf):
         "computed_tokens": 46,
         "generated_tokens": 3,
         "preemptions": 0,
+        "admitted_tokens": 43,
+        "cached_tokens": 0,
+        "recomputed_tokens": 0,
     }
 
 

@@ -58,7 +58,7 @@ class Served:
         while not all(id_ in got and got[id_][1] for id_ in ids):
             kind, emissions, _ = self.receive()
             assert kind == "step"
-            for id_, token_ids, reason, error in emissions:
+            for id_, token_ids, reason, error, _ in emissions:
                 assert id_ not in got or got[id_][1] is None, "a token after the end"
                 got[id_] = (got.get(id_, ([],))[0] + token_ids, reason, error)
         return got

@@ -184,7 +184,7 @@ def test_a_stop_string_is_held_back_until_it_is_one_or_none(half, producer, toke
     anna.outbox.flush()
     assert published(anna.redis, job) == tokens[:3]
 
-    assert anna.outbox.take([(job.sequence_id, [tokens[4]], None, None)]) == [job.sequence_id]
+    assert anna.outbox.take([(job.sequence_id, [tokens[4]], None, None, 0)]) == [job.sequence_id]
     anna.outbox.flush()
     result = producer.result(job.job_id, timeout=10)
     assert (result.text, result.finish_reason) == ("1 2 3", "stop")
@@ -206,7 +206,7 @@ def test_what_the_engine_gives_up_ends_as_failed_with_the_tokens_it_had(begun, p
     """A fault in the middle of a job: code and message for its reader, and what was made stays."""
     anna, job = begun
     anna.emit(job, tokens[:3])
-    anna.outbox.take([(job.sequence_id, [], "failed", "no finite logit")])
+    anna.outbox.take([(job.sequence_id, [], "failed", "no finite logit", 0)])
     anna.outbox.flush()
     result = producer.result(job.job_id, timeout=10)
     assert (result.finish_reason, result.text) == ("failed", "1 2 3")
@@ -221,3 +221,12 @@ def test_what_the_engine_refuses_ends_as_failed_and_what_is_gone_is_passed_over(
     assert calls.run(anna.redis, calls.status(KEYS, job.job_id)).state == "failed"
     anna.outbox.fail(job.sequence_id, "unservable", "once more")
     assert anna.outbox.is_empty
+
+
+def test_a_result_says_how_much_of_its_prompt_was_in_the_cache(begun, producer, tokens):
+    """As the engine reports it with the job's tokens."""
+    anna, job = begun
+    anna.outbox.take([(job.sequence_id, tokens[:1], "length", None, 3)])
+    anna.outbox.flush()
+    usage = producer.result(job.job_id, timeout=10).usage
+    assert (usage.cached_tokens, usage.completion_tokens) == (3, 1)

@@ -26,6 +26,7 @@ class EngineConfig:
     page_size      tokens a page: 16, 32, 64 or 128
     num_pages      pages in the pool; None: what rows times max_len need, at most a quarter of the free memory
     max_len        longest sequence, prompt and output, in tokens; None: the model's
+    prefix_cache   keep full pages after their sequences ended, for those that begin alike
     watermark      share of the pool that admitting a sequence leaves free, so that running ones can grow
     dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
                    bfloat16, float16, float32
@@ -39,6 +40,7 @@ class EngineConfig:
     page_size: int = 32
     num_pages: int | None = None
     max_len: int | None = None
+    prefix_cache: bool = True
     watermark: float = 0.02
     dtype: str = "auto"
     backend: str = "auto"

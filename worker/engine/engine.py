@@ -25,7 +25,7 @@ from worker.engine.config import ConfigError, EngineConfig
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
 from worker.engine.rows import RowTable
-from worker.engine.scheduler import Scheduler
+from worker.engine.scheduler import Scheduler, SchedulerCounts
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, refuse_unservable
 from worker.models.checkpoint import locate, weight_bytes
 from worker.models.config import ModelConfig, read_config
@@ -36,12 +36,16 @@ _POOL_SHARE = 0.25  # of the free memory, for the default pool
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What a step gave a sequence: one token, and why it ended if it did. A failed one has an error and no token."""
+    """What a step gave a sequence: one token, and why it ended if it did. A failed one has an error and no token.
+
+    cached_tokens: those of its prompt whose K/V came from the prefix cache.
+    """
 
     id: int
     token_ids: list[int]
     reason: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +68,13 @@ class Completion:
 
 
 @dataclass
-class EngineStats:
-    """Counters since the start."""
+class EngineStats(SchedulerCounts):
+    """Counters since the start, the scheduler's among them."""
 
     steps: int = 0
     row_steps: int = 0  # rows that took part, summed over steps: row_steps / steps is the mean width
     computed_tokens: int = 0
     generated_tokens: int = 0
-    preemptions: int = 0
     busy_seconds: float = field(default=0.0)
 
 
@@ -87,7 +90,7 @@ class Engine:
         self.slower_because: str | None = None  # why no faster backend runs
         self._decoder = decoder
         self._pool = PagePool(num_pages, config.page_size)
-        self._scheduler = Scheduler(config, self._pool)
+        self._scheduler = Scheduler(config, self._pool, self.stats)
         self._rows = RowTable(ops, config.max_rows, max_len, config.page_size)
         page = (2, model.num_kv_heads, config.page_size, model.head_dim)
         self._kv = torch.zeros(model.num_layers, num_pages, *page, dtype=decoder.dtype)
@@ -176,8 +179,7 @@ class Engine:
         caught_up = [s for s, tokens in plan.tokens.items() if tokens == s.remaining]
         batch = self._rows.batch(plan, caught_up)
         logits = self._decoder.forward(batch, self._kv)
-        for sequence, tokens in plan.tokens.items():
-            sequence.computed += tokens
+        self._scheduler.advance(plan)
         emissions = self._sample(logits, caught_up) if caught_up else []
         self._count(plan.tokens, len(emissions), began)
         return StepOutput(emissions, len(plan.tokens), sum(plan.tokens.values()), len(plan.preempted))
@@ -237,7 +239,14 @@ class Engine:
             "computed_tokens": self.stats.computed_tokens,
             "generated_tokens": self.stats.generated_tokens,
             "preemptions": self.stats.preemptions,
+            "admitted_tokens": self.stats.admitted_tokens,
+            "cached_tokens": self.stats.cached_tokens,
+            "recomputed_tokens": self.stats.recomputed_tokens,
         }
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache: what follows finds nothing of what was before."""
+        self._pool.forget()
 
     def check(self) -> None:
         """Assert that rows and pages add up."""
@@ -261,13 +270,13 @@ class Engine:
         if not sound:
             self.cancel(sequence.id)
             error = f"the model gave no finite logit for output token {len(sequence.output)}"
-            return Emission(sequence.id, [], FinishReason.FAILED, error)
+            return Emission(sequence.id, [], FinishReason.FAILED, error, sequence.cached or 0)
         sequence.output.append(token)
         self._rows.append(sequence)
         reason = _end(sequence, token)
         if reason is not None:
             self.cancel(sequence.id)
-        return Emission(sequence.id, [token], reason)
+        return Emission(sequence.id, [token], reason, None, sequence.cached or 0)
 
     def _count(self, tokens: dict[Sequence, int], generated: int, began: float) -> None:
         stats = self.stats
@@ -275,7 +284,6 @@ class Engine:
         stats.row_steps += len(tokens)
         stats.computed_tokens += sum(tokens.values())
         stats.generated_tokens += generated
-        stats.preemptions = self._scheduler.preemptions
         stats.busy_seconds += time.perf_counter() - began
 
 

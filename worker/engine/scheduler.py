@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from worker.engine.config import EngineConfig
 from worker.engine.pages import PagePool
+from worker.engine.prefix import PrefixKeys
 from worker.engine.sequence import Sequence, State
 
 
@@ -28,10 +29,21 @@ class Plan:
         return sum(1 for count in self.tokens.values() if count == 1)
 
 
+@dataclass
+class SchedulerCounts:
+    """Since the start. cached_tokens / admitted_tokens is the prefix cache's hit rate."""
+
+    preemptions: int = 0
+    admitted_tokens: int = 0  # tokens that sequences had when they were admitted, the last of each left out
+    cached_tokens: int = 0  # those of them whose K/V came from the prefix cache
+    recomputed_tokens: int = 0  # computed once more, because preemption had taken their pages
+
+
 class Scheduler:
     """Owns the queue of waiting sequences, the running ones, the free rows and the pages."""
 
-    def __init__(self, config: EngineConfig, pool: PagePool) -> None:
+    def __init__(self, config: EngineConfig, pool: PagePool, counts: SchedulerCounts | None = None) -> None:
+        """counts: where to count; its own by default."""
         self.pool = pool
         self.running: list[Sequence] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap by rank
@@ -39,7 +51,8 @@ class Scheduler:
         self._token_budget = config.token_budget
         self._max_rows = config.max_rows
         self._watermark = int(config.watermark * pool.num_pages)
-        self.preemptions = 0
+        self._keys = PrefixKeys(pool.page_size) if config.prefix_cache else None
+        self.counts = counts or SchedulerCounts()
 
     @property
     def num_waiting(self) -> int:
@@ -61,7 +74,7 @@ class Scheduler:
         sequence.state = State.FINISHED
 
     def plan(self) -> Plan:
-        """The next step. Pages for its tokens are taken; `computed` is the engine's to advance."""
+        """The next step. Pages for its tokens are taken; `advance` is called once they are computed."""
         tokens: dict[Sequence, int] = {}
         preempted: list[Sequence] = []
         budget = self._token_budget
@@ -77,6 +90,19 @@ class Scheduler:
                 budget += tokens.pop(victim, 0)
         admitted = [] if preempted else self._admit(tokens, budget)
         return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted)
+
+    def advance(self, plan: Plan) -> None:
+        """The plan's tokens are computed: count them, and let pages that they filled enter the prefix cache."""
+        size = self.pool.page_size
+        for sequence, count in plan.tokens.items():
+            self.counts.recomputed_tokens += max(0, min(sequence.reached - sequence.computed, count))
+            sequence.computed += count
+            full = sequence.computed // size
+            if self._keys is not None and sequence.entered < full:
+                keys = self._keys.of(sequence, full)
+                for at in range(sequence.entered, full):
+                    self.pool.enter(sequence.pages[at], keys[at])
+                sequence.entered = full
 
     def _grow(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
         """Give `sequence` pages for `count` more tokens, taking them from lesser ones; False if it had to go itself."""
@@ -94,8 +120,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Free its row and pages but keep its tokens: they are computed again when it is admitted again."""
         self._leave_row(sequence)
-        sequence.computed = 0
-        self.preemptions += 1
+        sequence.reached, sequence.computed = max(sequence.reached, sequence.computed), 0
+        self.counts.preemptions += 1
         self.add(sequence)
 
     def _admit(self, tokens: dict[Sequence, int], budget: int) -> list[Sequence]:
@@ -107,19 +133,38 @@ class Scheduler:
         admitted: list[Sequence] = []
         while self._waiting and self._free_rows and budget > 0:
             sequence = self._waiting[0][1]
-            pages = self.pool.pages_for(sequence.num_tokens)
+            cached = self._cached_pages(sequence)
+            missing = self.pool.pages_for(sequence.num_tokens) - len(cached)
             spare = self._watermark if self.running else 0
-            if pages + spare > self.pool.num_free:
+            if missing + self.pool.num_idle(cached) + spare > self.pool.num_free:
                 break
             heapq.heappop(self._waiting)
-            sequence.pages = self.pool.take(pages)
-            sequence.row = self._free_rows.pop()
-            sequence.state = State.RUNNING
-            self.running.append(sequence)
+            self._seat(sequence, cached, missing)
             admitted.append(sequence)
             tokens[sequence] = min(sequence.remaining, budget)
             budget -= tokens[sequence]
         return admitted
+
+    def _cached_pages(self, sequence: Sequence) -> list[int]:
+        """Pages of the prefix cache that hold its first tokens; never the last token, whose logits are wanted."""
+        if self._keys is None:
+            return []
+        full = (sequence.num_tokens - 1) // self.pool.page_size
+        return self.pool.find(self._keys.of(sequence, full)[:full])
+
+    def _seat(self, sequence: Sequence, cached: list[int], missing: int) -> None:
+        """Give it a row, the `cached` pages and `missing` new ones."""
+        self.pool.hold(cached)
+        sequence.pages = cached + self.pool.take(missing)
+        sequence.entered = len(cached)
+        sequence.computed = tokens = len(cached) * self.pool.page_size
+        if sequence.cached is None:
+            sequence.cached = min(tokens, len(sequence.prompt))
+        self.counts.admitted_tokens += sequence.num_tokens - 1
+        self.counts.cached_tokens += tokens
+        sequence.row = self._free_rows.pop()
+        sequence.state = State.RUNNING
+        self.running.append(sequence)
 
     def _leave_row(self, sequence: Sequence) -> None:
         assert sequence.row is not None
@@ -136,6 +181,7 @@ class Scheduler:
         for sequence in self.running:
             assert sequence.state is State.RUNNING
             assert sequence.computed <= len(sequence.pages) * self.pool.page_size, "tokens computed without a page"
+            assert sequence.entered * self.pool.page_size <= sequence.computed, "a page in the cache is not computed"
         for _, sequence in self._waiting:
             assert sequence.state is State.WAITING
             assert sequence.row is None

@@ -103,6 +103,10 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     row: int | None = None
     state: State = State.WAITING
+    keys: list[bytes] = field(default_factory=list)  # of its first full pages, as far as anyone asked
+    entered: int = 0  # its first pages that are done with the prefix cache: found in it, or offered to it
+    cached: int | None = None  # tokens of the prompt found in it at the first admission; None before
+    reached: int = 0  # tokens computed before the last preemption
 
     @property
     def num_tokens(self) -> int:
@@ -113,6 +117,13 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens whose K/V is still to be computed: 1 while decoding."""
         return self.num_tokens - self.computed
+
+    def tokens(self, start: int, stop: int) -> Items[int]:
+        """Tokens [start, stop), of the prompt and then of the output."""
+        n = len(self.prompt)
+        if stop <= n:
+            return self.prompt[start:stop]
+        return [*self.prompt[start:], *self.output[max(0, start - n) : stop - n]]
 
     @property
     def rank(self) -> tuple[int, int]:
