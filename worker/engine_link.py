@@ -18,8 +18,8 @@ THREAD_ENV = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
 sixth of a step, and then sleep; spinning on, they would take cores that this process and Redis need."""
 
 Emission = tuple[int, list[int], str | None, str | None, int]
-"""A sequence's id, its new token ids, why it ended ("stop", "length", "failed") or None, the error if it failed, how many
-of its prompt's tokens the prefix cache had."""
+"""A sequence's id, its new token ids, why it ended ("stop", "length", "failed") or None, the error if it failed, and
+how many of its prompt's tokens the prefix cache had."""
 
 
 class EngineLost(Exception):

@@ -16,7 +16,7 @@ PROMPTS = [SYSTEM + question for question in QUESTIONS]
 def cached(engine: Engine, prompt: list[int], max_tokens: int = 1, output: list[int] | None = None) -> int:
     """Run it to its end; how many tokens of its prompt were found."""
     engine.add(0, prompt, SequenceParams(max_tokens), output=output or [])
-    first = list(engine._run_all())[0]
+    first, *_ = engine._run_all()
     engine.check()
     return first.cached_tokens
 
