@@ -7,6 +7,7 @@ errors.py      everything that is raised, as one tree
 keys.py        the names of keys and jobs
 wire.py        jobs, events and results as bytes
 submission.py  from what a caller says to the Job that is sent
+cursor.py      a reader's place in a job's events
 follow.py      following a job's events to their end, without sockets
 connection.py  connections to Redis, and its refusals in one sentence
 calls/         the scripts as typed calls, for producers and workers alike
@@ -29,7 +30,7 @@ from producer.errors import (
     ResultTimeout,
     SlipstreamError,
 )
-from producer.protocol import Ended, Event, Job, Result, SamplingParams, Started, Tokens
+from producer.protocol import Ended, Event, Job, Result, Resync, SamplingParams, Started, Tokens
 
 __all__ = [
     "AsyncProducer",
@@ -50,6 +51,7 @@ __all__ = [
     "Result",
     "ResultExpired",
     "ResultTimeout",
+    "Resync",
     "SamplingParams",
     "SlipstreamError",
     "Started",

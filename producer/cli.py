@@ -18,7 +18,7 @@ from producer import errors
 from producer.client import Producer
 from producer.connection import DEFAULT_URL
 from producer.keys import LANES
-from producer.protocol import Ended, Event, FinishReason, Tokens
+from producer.protocol import Ended, Event, FinishReason, Resync, Tokens
 from producer.submission import JobFields
 
 EXIT_CODES = """\b
@@ -232,11 +232,14 @@ def _follow(setup: Setup, producer: Producer, job_id: str, from_offset: int = 0,
     offset = from_offset
     try:
         for event in producer.stream(job_id, from_offset, timeout=timeout):
-            offset = max(offset, event.offset)
+            offset = event.offset
             if setup.as_json:
                 setup.say("", **_event(event))
             elif isinstance(event, Tokens):
                 click.echo(event.text, nl=False)
+            elif isinstance(event, Resync):
+                click.echo()
+                click.echo(f"slipstream: Redis lost the latest text; from token {offset} on it reads anew:", err=True)
             if isinstance(event, Ended):
                 if not setup.as_json:
                     click.echo()

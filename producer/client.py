@@ -30,8 +30,9 @@ from producer.connection import (
     connect_to_block,
     speaking_to,
 )
+from producer.cursor import Entry
 from producer.errors import InvalidJob, JobUnknown
-from producer.follow import READ_COUNT, Entry, Flow, Following, Get, Pause, Read, Step, result_of
+from producer.follow import READ_COUNT, Flow, Following, Get, Pause, Read, Step, result_of
 from producer.keys import Keys
 from producer.protocol import Event, Job, Result
 from producer.submission import JobFields, all_accepted, chunks, keys_of, make_job
@@ -57,10 +58,10 @@ class _Client:
     def _status(self, job: Job | str) -> Call[JobStatus | None]:
         return calls.status(self._keys(job), _id(job))
 
-    def _following(self, job: Job | str, from_offset: int, timeout: float | None) -> Following:
+    def _following(self, job: Job | str, from_offset: int, from_hash: int | None, timeout: float | None) -> Following:
         if from_offset < 0:
             raise InvalidJob("from_offset", from_offset, "0 or more tokens")
-        return Following(self._keys(job), _id(job), from_offset, timeout)
+        return Following(self._keys(job), _id(job), from_offset, from_hash, timeout)
 
     def _result(self, job: Job | str, timeout: float | None) -> Flow[Result]:
         return result_of(self._keys(job), _id(job), timeout)
@@ -97,13 +98,17 @@ class Producer(_Client):
             ids = all_accepted(answers, ids)
         return ids
 
-    def stream(self, job: Job | str, from_offset: int = 0, *, timeout: float | None = None) -> Iterator[Event]:
+    def stream(
+        self, job: Job | str, from_offset: int = 0, *, from_hash: int | None = None, timeout: float | None = None
+    ) -> Iterator[Event]:
         """The job's events from its token `from_offset` on, as they come, to its end: no gap, no repeat.
 
+        Where a failover of Redis took back what was told, a Resync says from where on it is told anew. Who comes back
+        with tokens of an earlier `stream` has them checked by giving the `hash` of its last tokens event as well.
         Lost connections are made again for a minute. The first step raises JobUnknown or ResultExpired where there is
         nothing to follow; ResultTimeout if the job has not ended within `timeout` seconds.
         """
-        following = self._following(job, from_offset, timeout)
+        following = self._following(job, from_offset, from_hash, timeout)
         with connect_to_block(self.url, timeout_s=self.timeout_s) as own:
             while not following.ended:
                 yield from self._carry_out(following.more(), own)
@@ -190,10 +195,10 @@ class AsyncProducer(_Client):
         return ids
 
     async def stream(
-        self, job: Job | str, from_offset: int = 0, *, timeout: float | None = None
+        self, job: Job | str, from_offset: int = 0, *, from_hash: int | None = None, timeout: float | None = None
     ) -> AsyncIterator[Event]:
         """As Producer.stream."""
-        following = self._following(job, from_offset, timeout)
+        following = self._following(job, from_offset, from_hash, timeout)
         async with aconnect_to_block(self.url, timeout_s=self.timeout_s) as own:
             while not following.ended:
                 for event in await self._carry_out(following.more(), own):

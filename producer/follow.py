@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,12 +16,12 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from producer import calls, wire
 from producer.connection import BLOCK_S
-from producer.errors import JobUnknown, ResultExpired, ResultTimeout, Undecodable
+from producer.cursor import EventCursor
+from producer.errors import JobUnknown, ResultExpired, ResultTimeout
 from producer.keys import Keys
-from producer.protocol import Ended, Event, Result, Started, Tokens
+from producer.protocol import Ended, Event, Result, Resync, Tokens
 
 T = TypeVar("T")
-Entry = tuple[bytes, Mapping[bytes, bytes]]
 
 PATIENCE_S = 60.0
 """How long a reader keeps coming back to a Redis that is gone before it gives up."""
@@ -56,65 +56,6 @@ Step = calls.Call[Any] | Get | Read | Pause
 Flow = Generator[Step, Any, T]
 
 
-class EventCursor:
-    """A place in a job's events. Turns entries into events that continue there: each token once, in order.
-
-    `from_offset` may lie inside an event, which is cut. Where tokens seem to be missing, or the stream ends before our
-    place in it, a failover lost its tail, and what came since may have lower ids than what we read: then the stream is
-    read anew from its first entry, and what we have is dropped. Tokens that are really missing raise Undecodable.
-    """
-
-    def __init__(self, from_offset: int = 0) -> None:
-        self.offset = from_offset
-        self.last_entry = "0-0"
-        self.ended = False
-        self._anew_at: int | None = None
-
-    def events(self, entries: Iterable[Entry]) -> list[Event]:
-        """What is new in `entries`, which follow `last_entry`."""
-        new: list[Event] = []
-        for entry, fields in entries:
-            event = wire.decode_event(entry, fields)
-            begins = event.start if isinstance(event, Tokens) else event.offset
-            if begins > self.offset:
-                self._read_anew(begins)
-                break
-            self.last_entry = entry.decode()
-            new += self._continuing(event)
-        return new
-
-    def rewind_if_lost(self, status: calls.JobStatus) -> None:
-        """Compare our place with where the stream ends now."""
-        last = _order(status.last_event or "0-0")
-        if last < _order(self.last_entry) or (status.ended and last == _order(self.last_entry)):
-            self.last_entry = "0-0"
-
-    def _continuing(self, event: Event) -> list[Event]:
-        match event:
-            case Started():
-                return [event] if event.offset == self.offset else []
-            case Ended():
-                self.ended = True
-                return [event]
-            case Tokens() if event.offset > self.offset:
-                rest = event.since(self.offset)
-                self.offset = event.offset
-                return [rest]
-            case _:
-                return []
-
-    def _read_anew(self, begins: int) -> None:
-        if self._anew_at == self.offset:
-            raise Undecodable("event stream", f"the tokens from {self.offset} to {begins} are missing")
-        self.last_entry, self._anew_at = "0-0", self.offset
-
-
-def _order(entry: str) -> tuple[int, int]:
-    """What Redis sorts entries by."""
-    epoch, offset = entry.split("-")
-    return int(epoch), int(offset)
-
-
 class Following:
     """One reader's way through a job's events, across lost connections.
 
@@ -122,9 +63,16 @@ class Following:
     away for PATIENCE_S.
     """
 
-    def __init__(self, keys: Keys, job_id: str, from_offset: int = 0, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        job_id: str,
+        from_offset: int = 0,
+        from_hash: int | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         self._keys, self._job_id, self._timeout_s = keys, job_id, timeout_s
-        self._cursor = EventCursor(from_offset)
+        self.cursor = EventCursor(from_offset, from_hash)
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._lost_at: float | None = None
         self._losses = 0
@@ -134,12 +82,7 @@ class Following:
     @property
     def ended(self) -> bool:
         """Whether the job's end was read."""
-        return self._cursor.ended
-
-    @property
-    def offset(self) -> int:
-        """Tokens read so far: where another reader would go on."""
-        return self._cursor.offset
+        return self.cursor.ended
 
     def more(self) -> Flow[list[Event]]:
         """The next events. May be none: ask again until `ended`."""
@@ -150,7 +93,7 @@ class Following:
             if block_s <= 0:
                 raise ResultTimeout(self._job_id, self._timeout_s or 0)
             block_ms = max(1, round(block_s * 1000))
-            entries = yield Read(self._keys.tokens(self._job_id), self._cursor.last_entry, block_ms)
+            entries = yield Read(self._keys.tokens(self._job_id), self.cursor.last_entry, block_ms)
             self._lost_at, self._losses = None, 0
             self._looked = bool(entries)
         except (AuthenticationError, NoPermissionError):
@@ -158,7 +101,7 @@ class Following:
         except RedisError as error:
             yield Pause(self._patience(error))
             return []
-        return self._cursor.events(entries)
+        return self.cursor.events(entries)
 
     def _look(self) -> Flow[None]:
         """Silence or a lost connection may mean that nothing will come, or that we wait at the wrong place."""
@@ -167,7 +110,7 @@ class Following:
             raise JobUnknown(self._job_id)
         if status.ended and status.last_event is None:
             raise ResultExpired(self._job_id, status.state)
-        self._cursor.rewind_if_lost(status)
+        self.cursor.rewind_if_lost(status)
         self._met = self._looked = True
 
     def _patience(self, error: RedisError) -> float:
@@ -189,7 +132,7 @@ def result_of(keys: Keys, job_id: str, timeout_s: float | None) -> Flow[Result]:
         return wire.decode_result(blob, job_id)
     events = yield from _to_the_end(Following(keys, job_id, timeout_s=timeout_s))
     blob = yield stored
-    return wire.decode_result(blob, job_id) if blob is not None else _told(job_id, events)
+    return wire.decode_result(blob, job_id) if blob is not None else told(job_id, events)
 
 
 def _to_the_end(following: Following) -> Flow[list[Event]]:
@@ -199,16 +142,24 @@ def _to_the_end(following: Following) -> Flow[list[Event]]:
     return events
 
 
-def _told(job_id: str, events: list[Event]) -> Result:
+def told(job_id: str, events: list[Event]) -> Result:
     """The result that a whole list of events amounts to."""
-    tokens = [event for event in events if isinstance(event, Tokens)]
+    token_ids: list[int] = []
+    pieces: list[str] = []
+    for event in events:
+        match event:
+            case Tokens():
+                token_ids += event.token_ids
+                pieces += event.pieces
+            case Resync():
+                del token_ids[event.offset :], pieces[event.offset :]
     ended = events[-1]
     assert isinstance(ended, Ended), "a following ends with the end"
     return Result(
         job_id=job_id,
         finish_reason=ended.reason,
-        text="".join(event.text for event in tokens),
-        token_ids=tuple(token for event in tokens for token in event.token_ids),
+        text="".join(pieces),
+        token_ids=tuple(token_ids),
         error=ended.error,
         usage=ended.usage,
     )

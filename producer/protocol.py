@@ -229,6 +229,16 @@ class Tokens(Message):
         return self.model_copy(update={"token_ids": self.token_ids[cut:], "pieces": self.pieces[cut:]})
 
 
+class Resync(Message):
+    """What the reader has from `offset` on is not so any more, and is told anew: drop it. Made by the reading side.
+
+    After a failover of Redis that lost the latest tokens, where the worker that went on drew others, or the job ended.
+    """
+
+    kind: Literal["resync"] = "resync"
+    offset: int
+
+
 class Ended(Message):
     """The job is over. Nothing follows."""
 
@@ -240,7 +250,7 @@ class Ended(Message):
     """None where no worker wrote the end (a cancel, an expiry)."""
 
 
-Event = Started | Tokens | Ended
+Event = Started | Tokens | Resync | Ended
 
 
 class Result(Message):

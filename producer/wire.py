@@ -24,7 +24,6 @@ from producer.errors import InvalidJob, NewerProtocol, Undecodable
 from producer.protocol import (
     PROTOCOL,
     Ended,
-    Event,
     Failure,
     FinishReason,
     Job,
@@ -104,7 +103,7 @@ def decode_tokens(blob: bytes, offset: int) -> Tokens:
     return _validated("tokens event", Tokens, fields | {"offset": offset})
 
 
-def decode_event(entry: bytes, fields: Mapping[bytes, bytes]) -> Event:
+def decode_event(entry: bytes, fields: Mapping[bytes, bytes]) -> Started | Tokens | Ended:
     """One entry of `T:tokens:<id>`: its id `<epoch>-<offset>` and its fields. Raises Undecodable."""
     offset = int(entry.rpartition(b"-")[2])
     if (blob := fields.get(b"t")) is not None:

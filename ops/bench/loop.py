@@ -36,7 +36,7 @@ from ops.bench.machine import ROOT, Machine
 from ops.demo.servers import Program
 from producer import Ended, Job, Producer
 from producer.connection import connect
-from producer.follow import EventCursor
+from producer.cursor import EventCursor
 from producer.keys import Keys
 from worker.engine_link import THREAD_ENV
 

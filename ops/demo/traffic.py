@@ -17,7 +17,7 @@ from ops.demo.supply import DemoJob, Supply
 from producer import Ended, Producer, Tokens, wire
 from producer.calls import run, workers
 from producer.connection import connect, speaking_to
-from producer.follow import EventCursor
+from producer.cursor import EventCursor
 from producer.keys import Keys, Lane
 from producer.protocol import Timings
 

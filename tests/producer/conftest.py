@@ -51,13 +51,15 @@ class Desk:
         return self.claim(delivery, consumer)
 
     def publish(self, claim: Claim, consumer: str, start: int, token_ids: Sequence[int]) -> PublishReply:
-        (reply,) = self.run(calls.publish(self.keys, consumer, [publication(claim, start, token_ids)]))
+        before = self.token_ids(claim.delivery.job_id)[:start]
+        (reply,) = self.run(calls.publish(self.keys, consumer, [publication(claim, start, token_ids, before)]))
         return reply
 
     def finish(
         self, claim: Claim, consumer: str, start: int, token_ids: Sequence[int] = (), reason: FinishReason = "stop"
     ) -> PublishReply:
-        return self.run(finish_call(self.keys, claim, consumer, start, token_ids, reason))
+        before = self.token_ids(claim.delivery.job_id)[:start]
+        return self.run(finish_call(self.keys, claim, consumer, start, token_ids, reason, before))
 
     def renew(self, consumer: str, *claims: Claim) -> list[bool]:
         return self.run(calls.renew(self.keys, consumer, [Held(claim.delivery, claim.epoch) for claim in claims]))
@@ -88,9 +90,9 @@ def blob(token_ids: Sequence[int], before: Sequence[int] = ()) -> bytes:
     )
 
 
-def publication(claim: Claim, start: int, token_ids: Sequence[int]) -> Publication:
-    job_id = claim.delivery.job_id
-    return Publication(job_id, claim.epoch, start, len(token_ids), blob(token_ids) if token_ids else None)
+def publication(claim: Claim, start: int, token_ids: Sequence[int], before: Sequence[int] = ()) -> Publication:
+    tokens = blob(token_ids, before) if token_ids else None
+    return Publication(claim.delivery.job_id, claim.epoch, start, len(token_ids), tokens)
 
 
 def finish_call(
@@ -100,6 +102,7 @@ def finish_call(
     start: int,
     token_ids: Sequence[int] = (),
     reason: FinishReason = "stop",
+    before: Sequence[int] = (),
 ) -> calls.Call[PublishReply]:
     result = Result(job_id=claim.delivery.job_id, finish_reason=reason, text="done", token_ids=tuple(token_ids))
     return calls.finish(
@@ -109,7 +112,7 @@ def finish_call(
         claim.epoch,
         start=start,
         count=len(token_ids),
-        tokens=blob(token_ids) if token_ids else None,
+        tokens=blob(token_ids, before) if token_ids else None,
         ended=wire.encode_ended(reason),
         result=wire.encode_result(result),
         reason=reason,

@@ -196,6 +196,33 @@ def test_an_interrupted_reader_is_told_how_to_go_on(redis_url, real_desk):
     assert real_desk.status(job_id).state == "running"
 
 
+@pytest.mark.parametrize("how", ["text", "json"])
+def test_a_reader_is_told_what_a_failover_took_back(redis_url, real_desk, how):
+    """In text a line on standard error and the new text from there on; in JSON the event itself."""
+    job_id = real_desk.submit()
+    old = real_desk.take("a")
+    real_desk.publish(old, "a", 0, [1])
+    replica = {key: real_desk.redis.dump(key) for key in real_desk.redis.keys("*")}
+    real_desk.publish(old, "a", 1, [2, 3])
+    command = [*COMMAND, "stream", job_id, *(["--json"] if how == "json" else [])]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    reader = subprocess.Popen(command, **pipes, env=environment(redis_url))
+    seen = reader.stdout.read(6) if how == "text" else "".join(reader.stdout.readline() for _ in range(3))
+    for key, value in replica.items():
+        real_desk.redis.restore(key, 0, value, replace=True)
+    real_desk.redis.client_kill_filter(_type="normal", skipme=True)
+    real_desk.finish(real_desk.take_over("b"), "b", 1, [2, 9])
+    out, said = reader.communicate(timeout=30)
+    assert reader.returncode == 0
+    if how == "text":
+        assert (seen, out) == ("1 2 3 ", "\n9 \n")
+        assert "from token 2 on it reads anew" in said
+    else:
+        events = [json.loads(line) for line in (seen + out).splitlines()]
+        assert [event["kind"] for event in events] == ["started", "tokens", "tokens", "resync", "tokens", "ended"]
+        assert events[3] == {"kind": "resync", "offset": 2}
+
+
 def test_every_code_is_in_the_help(slipstream):
     """--help of the program and of each command lists the exit codes."""
     for arguments in (["--help"], ["submit", "--help"], ["result", "--help"]):

@@ -18,12 +18,14 @@ from producer import (
     RedisUnavailable,
     ResultExpired,
     ResultTimeout,
+    Resync,
     SamplingParams,
     calls,
+    follow,
     wire,
 )
+from producer.cursor import EventCursor
 from producer.errors import Undecodable
-from producer.follow import EventCursor
 
 
 @pytest.fixture
@@ -208,11 +210,52 @@ def test_an_end_below_the_readers_place_is_found(producer, real_desk):
     new = real_desk.take_over("b")
     real_desk.publish(new, "b", 1, [2])
     assert [reader.next().kind, reader.next().kind] == ["started", "tokens"]
-    for key, value in replica.items():
-        real_desk.redis.restore(key, 0, value, replace=True)
-    real_desk.redis.client_kill_filter(_type="normal", skipme=True)
+    fail_over(real_desk, replica)
     real_desk.finish(old, "a", 1, [2])
     assert [event.kind for event in reader.until_the_end()] == ["ended"]
+
+
+def fail_over(desk, replica):
+    """What is in Redis is what a replica had, and all connections are new."""
+    for key, value in replica.items():
+        desk.redis.restore(key, 0, value, replace=True)
+    desk.redis.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_a_reader_is_told_what_a_failover_took_back(producer, real_desk):
+    """Another worker goes on from what was left, with other tokens: a Resync, and then these."""
+    job = producer.submit(prompt="a")
+    old = real_desk.take("a")
+    reader = Reader(lambda: producer.stream(job))
+    real_desk.publish(old, "a", 0, [1, 2])
+    replica = {key: real_desk.redis.dump(key) for key in real_desk.redis.keys("*")}
+    real_desk.publish(old, "a", 2, [3, 4])
+    seen = [reader.next() for _ in range(3)]
+    assert token_ids(seen) == [1, 2, 3, 4]
+    fail_over(real_desk, replica)
+    real_desk.finish(real_desk.take_over("b"), "b", 2, [3, 9, 8])
+    resync, tokens, ended = reader.until_the_end()
+    assert resync == Resync(offset=3)
+    assert (tokens.token_ids, tokens.text, ended.offset) == ((9, 8), "9 8 ", 5)
+
+
+def test_a_result_put_together_from_events_honours_a_resync(producer, real_desk):
+    """What was taken back is not in the result of a job that nobody stored one for."""
+    job = producer.submit(prompt="a")
+    old = real_desk.take("a")
+    real_desk.publish(old, "a", 0, [1, 2])
+    replica = {key: real_desk.redis.dump(key) for key in real_desk.redis.keys("*")}
+    real_desk.publish(old, "a", 2, [3, 4])
+    following = follow.Following(real_desk.keys, job)
+    events = following.cursor.events(real_desk.redis.xrange(real_desk.keys.tokens(job)))
+    fail_over(real_desk, replica)
+    real_desk.publish(real_desk.take_over("b"), "b", 2, [7])
+    producer.cancel(job)
+    for _ in range(2):  # the end came without tokens, so all is read once more
+        entries = real_desk.redis.xrange(real_desk.keys.tokens(job), min=f"({following.cursor.last_entry}")
+        events += following.cursor.events(entries)
+    told = follow.told(job, events)
+    assert (told.token_ids, told.text, told.finish_reason) == ((1, 2, 7), "1 2 7 ", "cancelled")
 
 
 def test_missing_tokens_are_an_error_not_a_silence(real_desk):

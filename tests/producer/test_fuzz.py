@@ -21,7 +21,7 @@ import pytest
 from producer import calls, wire
 from producer.calls import Call, Claim, Delivery, Held, Publication, ReclaimCursor
 from producer.calls.script import Script, script
-from producer.follow import EventCursor
+from producer.cursor import EventCursor
 from producer.keys import Keys
 from producer.protocol import Job, Result, running_hash
 
@@ -435,6 +435,10 @@ class Schedule:
             if event.kind == "tokens":
                 self.read.setdefault(job_id, []).extend(event.token_ids)
                 assert event.hash == running_hash(0, right(job_id, 0, event.offset))
+            elif event.kind == "resync":
+                assert event.offset < len(self.read[job_id]), "told anew from a place the reader has not come to"
+                assert self.failed_over, "told anew although nothing was lost"
+                del self.read[job_id][event.offset :]
             elif event.kind == "ended":
                 self.told[job_id] = event.reason
 
