@@ -71,15 +71,14 @@ def start(
     appendonly: bool = False,
     appendfsync: str = "everysec",
     config: Mapping[str, str] | None = None,
+    login: tuple[str, str] | None = None,
 ) -> RedisServer:
     """Start a server on loopback and wait until it answers.
 
     `port` 0 takes a free one; `directory` None makes one that `stop` removes. `config` adds or overrides any
-    redis.conf setting by name. Raises RedisUnavailable where there is no redis-server or it does not come up.
+    redis.conf setting by name. `login` is who may PING and INFO, where it is not everybody. Raises RedisUnavailable
+    where there is no redis-server or it does not come up.
     """
-    binary = find()
-    if binary is None:
-        raise RedisUnavailable(NOT_FOUND)
     settings = {
         "bind": "127.0.0.1",
         "save": "",  # no snapshots: what must survive is in the append-only file
@@ -88,11 +87,29 @@ def start(
         "maxmemory-policy": "noeviction",  # an evicted key is a lost job
         **(config or {}),
     }
+    return launch(settings, port=port, directory=directory, login=login)
+
+
+def launch(
+    settings: Mapping[str, str],
+    *,
+    conf: str | None = None,
+    sentinel: bool = False,
+    port: int = 0,
+    directory: Path | None = None,
+    login: tuple[str, str] | None = None,
+) -> RedisServer:
+    """Start a server with these settings alone, and those of a file with the text `conf` before them; as `start`."""
+    binary = find()
+    if binary is None:
+        raise RedisUnavailable(NOT_FOUND)
     tries = 1 if port else 5  # between our asking for a free port and redis taking it another process may have
     while True:
         tries -= 1
-        server = RedisServer(binary, port or _free_port(), directory, settings)
+        server = RedisServer(binary, port or free_port(), directory, settings, login=login, sentinel=sentinel)
         try:
+            if conf is not None:
+                server.conf.write_text(conf)
             server.restart()
         except RedisUnavailable as error:
             server.stop()
@@ -105,8 +122,18 @@ def start(
 class RedisServer:
     """One redis-server process, its port and its directory. Use as a context manager, or call `stop`."""
 
-    def __init__(self, binary: RedisBinary, port: int, directory: Path | None, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        binary: RedisBinary,
+        port: int,
+        directory: Path | None,
+        settings: Mapping[str, str],
+        *,
+        login: tuple[str, str] | None = None,
+        sentinel: bool = False,
+    ) -> None:
         self.binary = binary
+        self._login, self._sentinel = login, sentinel
         self.port = port
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="slipstream-redis-"))
@@ -125,9 +152,18 @@ class RedisServer:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """What the server has written so far, all its lives together."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def conf(self) -> Path:
+        """The file whose settings it reads first, if there is one."""
+        return self.directory / "redis.conf"
 
     @property
     def _log(self) -> Path:
@@ -137,7 +173,9 @@ class RedisServer:
         """Start (again) on the same port and directory, the old process stopped first; waits until it answers PING."""
         self._end(signal.SIGTERM)
         settings = {"port": str(self.port), "dir": str(self.directory), **self._settings}
-        arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        arguments = [str(self.conf)] if self.conf.exists() else []
+        arguments += [word for name, value in settings.items() for word in (f"--{name}", value)]
+        arguments += ["--sentinel"] if self._sentinel else []
         launch = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -156,10 +194,10 @@ class RedisServer:
 
     def _answers(self, pid: int) -> bool:
         """Whether process `pid` is up: done with loading, and not another server on our port that answers instead."""
-        password = self._settings.get("requirepass")
+        user, password = self._login or (None, self._settings.get("requirepass"))
         retry = Retry(NoBackoff(), 0)
         try:
-            with redis.Redis(port=self.port, password=password, socket_timeout=1, retry=retry) as client:
+            with redis.Redis(port=self.port, username=user, password=password, socket_timeout=1, retry=retry) as client:
                 return client.ping() is True and client.info("server")["process_id"] == pid
         except redis.RedisError:
             return False
@@ -207,11 +245,14 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port that nobody has just now, with room for a cluster's bus 10,000 above it."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            if port <= 55_535:
+                return port
 
 
 def _version(path: str) -> str | None:

@@ -2,25 +2,35 @@
 
 redis-py's defaults differ from version to version, and 8 sends a command up to ten times more when the answer is late.
 Here a command is sent again three times, since each of our scripts recognises a re-send; a blocking read never is.
+
+A client of Sentinels or of a cluster (address.py has their URLs) is used as one of a single server is. A server that
+has become a replica counts as a lost connection: the next one leads to the new primary, by way of the Sentinels or of
+whatever the host's name stands for by then.
 """
 
 from __future__ import annotations
 
-import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
 import redis as sync_redis
 import redis.asyncio as async_redis
 from redis import exceptions
+from redis.asyncio import sentinel as async_sentinel
+from redis.asyncio.client import Pipeline as AsyncPipeline
+from redis.asyncio.connection import ConnectionPool as AsyncPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.client import Pipeline
+from redis.connection import ConnectionPool
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from producer.address import Address, Host, redact
+from producer.cluster import AsyncCluster, Cluster
 from producer.errors import RedisUnavailable
-
-Client = TypeVar("Client", sync_redis.Redis, async_redis.Redis)
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 TIMEOUT_S = 10.0
@@ -28,6 +38,9 @@ TIMEOUT_S = 10.0
 RESENDS = 3
 BLOCK_S = 5.0
 """The longest single blocking read: after it, whoever waits looks around (is the job still there?)."""
+_CONNECT_S = 5.0
+_SENTINEL_S = 2.0  # for a Sentinel's answer; then the next one is asked
+_REPLICA = "You can't write against a read only replica"
 
 
 def connect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: int = RESENDS) -> sync_redis.Redis:
@@ -35,45 +48,194 @@ def connect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: in
 
     Without `resends` a lost reply is the caller's to see: who pulls has to know.
     """
-    return _described(sync_redis.Redis, url, timeout_s, Retry(ExponentialBackoff(cap=1.0, base=0.05), resends))
+    address = _address(url)
+    settings = _settings(address, timeout_s)
+    if address.form == "cluster":
+        once = Retry(NoBackoff(), 0)  # what is sent again may go to another node
+        return Cluster(address.hosts, lambda host: _server(address, host, {**settings, "retry": once}), resends)
+    settings["retry"] = Retry(ExponentialBackoff(cap=1.0, base=0.05), resends)
+    if address.form == "sentinel":
+        asked = {**_sentinel_settings(address), "retry": Retry(NoBackoff(), 0)}
+        sentinels = Sentinel(list(address.hosts), sentinel_kwargs=asked)
+        return Server(SentinelConnectionPool(address.service, sentinels, ssl=address.tls, **settings))
+    return _server(address, address.hosts[0] if address.hosts else None, settings)
+
+
+def aconnect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: int = RESENDS) -> async_redis.Redis:
+    """`connect`, for asyncio."""
+    address = _address(url)
+    settings = _settings(address, timeout_s)
+    if address.form == "cluster":
+        once = AsyncRetry(NoBackoff(), 0)
+        return AsyncCluster(address.hosts, lambda host: _aserver(address, host, {**settings, "retry": once}), resends)
+    settings["retry"] = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), resends)
+    if address.form == "sentinel":
+        asked = {**_sentinel_settings(address), "retry": AsyncRetry(NoBackoff(), 0)}
+        sentinels = async_sentinel.Sentinel(list(address.hosts), sentinel_kwargs=asked)
+        pool = async_sentinel.SentinelConnectionPool(address.service, sentinels, ssl=address.tls, **settings)
+        return AsyncServer(pool)
+    return _aserver(address, address.hosts[0] if address.hosts else None, settings)
 
 
 def connect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> sync_redis.Redis:
     """A connection of its own for reads that block up to BLOCK_S: waits longer than they do, and never sends again."""
-    return _described(sync_redis.Redis, url, BLOCK_S + timeout_s, Retry(NoBackoff(), 0))
-
-
-def aconnect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> async_redis.Redis:
-    """`connect`, for asyncio."""
-    return _described(async_redis.Redis, url, timeout_s, AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), RESENDS))
+    return connect(url, timeout_s=BLOCK_S + timeout_s, resends=0)
 
 
 def aconnect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> async_redis.Redis:
     """`connect_to_block`, for asyncio."""
-    return _described(async_redis.Redis, url, BLOCK_S + timeout_s, AsyncRetry(NoBackoff(), 0))
+    return aconnect(url, timeout_s=BLOCK_S + timeout_s, resends=0)
 
 
-def _described(kind: type[Client], url: str, timeout_s: float, retry: Retry | AsyncRetry) -> Client:
-    """A client of `kind`, with all its settings said."""
+class Server(sync_redis.Redis):
+    """One server, or whichever the Sentinels say is the primary."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """The command's answer; if a replica has refused it, that of whoever a new connection leads to."""
+        try:
+            return sync_redis.Redis.execute_command(self, *args, **options)
+        except exceptions.ResponseError as error:
+            if not _is_replicas(error):
+                raise
+        self.connection_pool.disconnect(inuse_connections=False)
+        try:
+            return sync_redis.Redis.execute_command(self, *args, **options)
+        except exceptions.ResponseError as error:
+            raise _lost(error) from error
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """As redis-py's; commands that a replica has refused are sent once more over a new connection."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _Pipeline(Pipeline):
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = list(self.command_stack)
+        answers = super().execute(raise_on_error=False)
+        if any(map(_is_replicas, answers)):
+            self.connection_pool.disconnect(inuse_connections=False)
+            self.command_stack = commands
+            answers = list(map(_lost, super().execute(raise_on_error=False)))
+        return _raised(answers, raise_on_error)
+
+
+class AsyncServer(async_redis.Redis):
+    """Server, for asyncio."""
+
+    def __init__(self, pool: AsyncPool) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As Server.execute_command."""
+        try:
+            return await async_redis.Redis.execute_command(self, *args, **options)
+        except exceptions.ResponseError as error:
+            if not _is_replicas(error):
+                raise
+        await self.connection_pool.disconnect(inuse_connections=False)
+        try:
+            return await async_redis.Redis.execute_command(self, *args, **options)
+        except exceptions.ResponseError as error:
+            raise _lost(error) from error
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> AsyncPipeline:
+        """As Server.pipeline."""
+        return _AsyncPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _AsyncPipeline(AsyncPipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = list(self.command_stack)
+        answers = await super().execute(raise_on_error=False)
+        if any(map(_is_replicas, answers)):
+            await self.connection_pool.disconnect(inuse_connections=False)
+            self.command_stack = commands
+            answers = list(map(_lost, await super().execute(raise_on_error=False)))
+        return _raised(answers, raise_on_error)
+
+
+def _is_replicas(answer: Any) -> bool:
+    """Whether this is a replica's refusal to write. Out of a script, Redis 6.2 says so by the text alone."""
+    return isinstance(answer, exceptions.ResponseError) and _REPLICA in str(answer)
+
+
+def _lost(answer: Any) -> Any:
+    """The refusal as a lost connection, which callers know how to meet; anything else as it is."""
+    return exceptions.ConnectionError(f"it is a replica: {_REPLICA}") if _is_replicas(answer) else answer
+
+
+def _raised(answers: list[Any], raise_on_error: bool) -> list[Any]:
+    for answer in answers if raise_on_error else ():
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+def _address(url: str) -> Address:
     try:
-        client = kind.from_url(
-            url,
-            retry=retry,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=min(5.0, timeout_s),
-            socket_keepalive=True,
-            health_check_interval=30,  # a connection that a firewall dropped while idle is noticed before it is used
-            decode_responses=False,
-            protocol=2,  # 3 answers XREAD in another shape
-        )
-        pool = client.connection_pool
-        pool.connection_class(
-            **pool.connection_kwargs
-        )  # else a wrong query in the URL is only met by the first command
-    except (ValueError, TypeError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise RedisUnavailable(f"expected a URL like {DEFAULT_URL}, got {redact(url)} ({said}): correct it") from error
-    return client
+        return Address.parse(url)
+    except ValueError as error:
+        raise RedisUnavailable(f"expected a URL like {DEFAULT_URL}, got {redact(url)} ({error}): correct it") from error
+
+
+def _settings(address: Address, timeout_s: float) -> dict[str, Any]:
+    """Arguments of each connection to a server that holds data, but for `retry`."""
+    settings: dict[str, Any] = {
+        **address.login,
+        **address.encryption,
+        "db": address.db,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(_CONNECT_S, timeout_s),
+        "health_check_interval": 30,  # a connection that a firewall dropped while idle is noticed before it is used
+        "decode_responses": False,
+        "protocol": 2,  # 3 answers XREAD in another shape
+    }
+    return settings if address.form == "socket" else {**settings, **_keepalive()}
+
+
+def _sentinel_settings(address: Address) -> dict[str, Any]:
+    """Arguments of each connection to a Sentinel, but for `retry`."""
+    return {
+        **address.sentinel_login,
+        **address.encryption,
+        "ssl": address.tls,
+        "socket_timeout": _SENTINEL_S,
+        "socket_connect_timeout": _SENTINEL_S,
+        "protocol": 2,
+        **_keepalive(),
+    }
+
+
+def _keepalive() -> dict[str, Any]:
+    """The kernel asks an idle peer after 30 s whether it is there, and gives up 15 s later."""
+    wanted = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+    options = {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": options}
+
+
+def _server(address: Address, host: Host | None, settings: dict[str, Any]) -> Server:
+    kind: type[sync_redis.Connection | sync_redis.UnixDomainSocketConnection]
+    kind = sync_redis.SSLConnection if address.tls else sync_redis.Connection
+    if host is None:
+        kind = sync_redis.UnixDomainSocketConnection
+    return Server(ConnectionPool(connection_class=kind, **_place(address, host), **settings))
+
+
+def _aserver(address: Address, host: Host | None, settings: dict[str, Any]) -> AsyncServer:
+    kind: type[async_redis.Connection | async_redis.UnixDomainSocketConnection]
+    kind = async_redis.SSLConnection if address.tls else async_redis.Connection
+    if host is None:
+        kind = async_redis.UnixDomainSocketConnection
+    return AsyncServer(AsyncPool(connection_class=kind, **_place(address, host), **settings))
+
+
+def _place(address: Address, host: Host | None) -> dict[str, Any]:
+    return {"path": address.path} if host is None else {"host": host[0], "port": host[1]}
 
 
 @contextmanager
@@ -89,21 +251,37 @@ def unavailable(url: str, error: Exception) -> RedisUnavailable:
     """What went wrong between us and the Redis at `url`, and what to do. The password is not repeated."""
     where = f"Redis at {redact(url)}"
     said = " ".join(str(error).split()) or type(error).__name__
+    for sign, advice in _SIGNS.items():
+        if sign in said:
+            return RedisUnavailable(f"{where} {advice.format(said)}")
     match error:
         case exceptions.AuthenticationError():
             return RedisUnavailable(f"{where} refuses the login ({said}): check user and password in its URL")
         case exceptions.NoPermissionError():
             return RedisUnavailable(f"{where} forbids this to its user ({said}): check the ACL")
+        case exceptions.MovedError():
+            return RedisUnavailable(f"{where} is a node of a cluster: begin its URL with redis+cluster:// for redis://")
         case exceptions.TimeoutError():
             return RedisUnavailable(f"{where} does not answer in time ({said}): check its load and the network")
         case exceptions.ConnectionError() | OSError():
             return RedisUnavailable(f"no {where} ({said}): start it, or correct the URL")
-        case _ if "NOAUTH" in said or "WRONGPASS" in said:
-            return RedisUnavailable(f"{where} asks for a login ({said}): put user and password in its URL")
         case _:
             return RedisUnavailable(f"{where} refuses ({said}): see its log, and try again once that is mended")
 
 
-def redact(url: str) -> str:
-    """`url` without its password."""
-    return re.sub(r"(?<=://)([^/@]*):[^/@]*@", r"\1:***@", url)
+_SIGNS = {
+    "Hostname mismatch": "shows a certificate for another host ({}): name the host as its certificate does",
+    "IP address mismatch": "shows a certificate for another host ({}): name the host as its certificate does",
+    "CERTIFICATE_VERIFY_FAILED": "shows a certificate that we don't trust ({}): name its CA's file as ?ssl_ca_certs=",
+    "WRONG_VERSION_NUMBER": "does not speak TLS there ({}): begin the URL with redis instead of rediss",
+    "ALERT_CERTIFICATE_REQUIRED": "asks for our certificate ({}): name it as ?ssl_certfile=...&ssl_keyfile=...",
+    "certificate required": "asks for our certificate ({}): name it as ?ssl_certfile=...&ssl_keyfile=...",
+    "cluster support disabled": "is no cluster ({}): begin its URL with redis://",
+    _REPLICA: "is a replica, which takes no writes ({}): name the primary, or the Sentinels that know it",
+    "can't run this command": "forbids this to its user ({}): check the ACL",
+    "can't access at least one of the keys": "forbids this to its user ({}): check the ACL",
+    "ACL failure in script": "forbids this to its user ({}): check the ACL",
+    "NOAUTH": "asks for a login ({}): put user and password in its URL",
+    "WRONGPASS": "refuses the login ({}): check user and password in its URL",
+}
+"""What a message holds -> what to say. Errors out of scripts and of TLS come in types that say less than their text."""

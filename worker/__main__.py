@@ -17,7 +17,7 @@ from pathlib import Path
 import redis as sync_redis
 import structlog
 
-from producer.connection import redact
+from producer.address import redact
 from producer.errors import RedisUnavailable
 from worker.settings import InvalidSettings, Settings, read_settings
 
