@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 Form = Literal["server", "sentinel", "cluster", "socket"]
 Host = tuple[str, int]
@@ -43,6 +43,12 @@ def _bool(text: str) -> bool:
     return known[text.lower()]
 
 
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"expected a number, got {text!r}")
+    return int(text)
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in words:
@@ -53,7 +59,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 OPTIONS: dict[str, Callable[[str], Any]] = {
-    "db": int,  # a unix socket's, which has no other place for it
+    "db": _number,  # a unix socket's, which has no other place for it
     "client_name": str,  # shown by CLIENT LIST
     "ssl_ca_certs": str,  # a file of CA certificates to trust; the system's are the default
     "ssl_certfile": str,  # our own certificate, where the server asks for one
@@ -93,11 +99,15 @@ class Address:
         parts = urlsplit(url)
         login, _, places = parts.netloc.rpartition("@")
         username, _, password = login.partition(":")
+        hosts = () if form == "socket" else tuple(_host(place, form) for place in places.split(","))
+        if form == "server" and len(hosts) > 1:
+            several = "several are for redis+sentinel and redis+cluster"
+            raise ValueError(f"expected one host, got {len(hosts)}: {several}")
         options = _options(parts.query, form, tls)
         service, db = _path(parts.path, form, options.pop("db", None))
         return cls(
             form=form,
-            hosts=() if form == "socket" else tuple(_host(place, form) for place in places.split(",")),
+            hosts=hosts,
             tls=tls,
             username=unquote(username) or None,
             password=unquote(password) or None,
@@ -129,7 +139,7 @@ class Address:
 
 
 def _host(place: str, form: Form) -> Host:
-    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(?::(?P<port>.*))?", place)
+    match = re.fullmatch(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(?::(?P<port>[^:]*))?", place)
     if match is None:
         raise ValueError(f"expected host:port, got {place!r}; an IPv6 address stands in [ ]")
     port = match["port"] or str(PORTS[form])
@@ -158,7 +168,8 @@ def _path(path: str, form: Form, db: int | None) -> tuple[str | None, int]:
 
 def _options(query: str, form: Form, tls: bool) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
+    for pair in filter(None, query.split("&")):  # not urllib's parse_qsl, by which a `+` in a path is a blank
+        name, _, text = pair.partition("=")
         if name not in OPTIONS:
             raise ValueError(f"unknown setting {name!r} after `?`; there are {', '.join(OPTIONS)}")
         if name.startswith("ssl_") and not tls:
@@ -166,7 +177,7 @@ def _options(query: str, form: Form, tls: bool) -> dict[str, Any]:
         if name.startswith("sentinel_") and form != "sentinel":
             raise ValueError(f"{name} is for a URL of Sentinels")
         try:
-            options[name] = OPTIONS[name](text)
+            options[name] = OPTIONS[name](unquote(text))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if tls:

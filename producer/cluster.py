@@ -28,8 +28,8 @@ from producer.address import Host
 
 MOST_HOPS = 8
 """Redirections that one command follows: two or three while slots move, and more only if the nodes disagree."""
-MOST_TRIES_AGAIN = 6
-"""Waits for the keys of a slot that is just moving, 1.6 s in all."""
+MOST_TRIES_AGAIN = 4
+"""Waits for a slot that is just moving, for each time a command may be sent: 0.6 s, or 9 s with three re-sends."""
 KEYLESS = ("PING", "ECHO", "TIME", "INFO", "CLUSTER")
 NOT_ANSWERED = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterDownError)
 REDIRECTED = (exceptions.AskError, exceptions.TryAgainError)  # a MOVED is an AskError
@@ -147,10 +147,9 @@ def route(slots: Slots, key: bytes | None, resends: int) -> Route:
             redirect = Send(host, asking=not has_moved)
         except exceptions.TryAgainError:
             tries += 1
-            if tries > MOST_TRIES_AGAIN:
+            if tries > MOST_TRIES_AGAIN * (1 + resends):
                 raise
-            redirect = send
-            yield Wait(0.025 * 2**tries * random.uniform(0.5, 1))
+            yield Wait(min(1.0, 0.025 * 2**tries) * random.uniform(0.5, 1))
         except NOT_ANSWERED:
             slots.lost(send.host if send else None)
             losses += 1

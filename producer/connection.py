@@ -26,7 +26,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.client import Pipeline
 from redis.connection import ConnectionPool
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from producer.address import Address, Host, redact
 from producer.cluster import AsyncCluster, Cluster
@@ -255,6 +255,8 @@ def unavailable(url: str, error: Exception) -> RedisUnavailable:
         if sign in said:
             return RedisUnavailable(f"{where} {advice.format(said)}")
     match error:
+        case MasterNotFoundError() | async_sentinel.MasterNotFoundError():
+            return RedisUnavailable(f"{where}: {_sentinels_say(said)}")
         case exceptions.AuthenticationError():
             return RedisUnavailable(f"{where} refuses the login ({said}): check user and password in its URL")
         case exceptions.NoPermissionError():
@@ -267,6 +269,16 @@ def unavailable(url: str, error: Exception) -> RedisUnavailable:
             return RedisUnavailable(f"no {where} ({said}): start it, or correct the URL")
         case _:
             return RedisUnavailable(f"{where} refuses ({said}): see its log, and try again once that is mended")
+
+
+def _sentinels_say(said: str) -> str:
+    """Why they name no primary. redis-py adds its own objects' insides, which help nobody."""
+    found, _, errors = said.partition(" : ")
+    if "AuthenticationError" in errors:
+        return "a Sentinel refuses the login: check sentinel_username and sentinel_password in the URL"
+    if errors:
+        return f"{found}, and not all Sentinels answer: start them, or correct the URL"
+    return f"{found} that is up: start it, or correct the service's name in the URL"
 
 
 _SIGNS = {

@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 PARTS: dict[str, tuple[tuple[str, ...], int]] = {
     "engine and parity": (("engine", "models"), 3),
     "tour": (("tour",), 2),
-    "queue, fuzz and chaos": (("producer", "faults"), 4),
+    "queue, fuzz and chaos": (("producer", "faults", "reach"), 4),
     "Triton interpreter": (("kernels",), 2),
     "ahead-of-time": (("aot",), 2),
     "the rest": ((), 2),

@@ -1,7 +1,7 @@
 """A TCP proxy on loopback between clients and a server, with what may happen to a network: cut, slow, silent.
 
 Goes in: the server's port. Comes out: a `Proxy` with a port of its own and the methods `cut`, `delay`, `blackhole`,
-`lose_answers` and `heal`, for any thread; each has taken effect when it returns. Knows no protocol above TCP.
+`lose_answers`, `lead_to` and `heal`, for any thread; each has taken effect when it returns. Knows nothing above TCP.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class Proxy:
     def lose_answers(self) -> None:
         """From now on the server hears everything and its answers go nowhere."""
         self._do(lambda: self._lose(requests=False, answers=True))
+
+    def lead_to(self, server_port: int) -> None:
+        """From now on new connections go to another server, as where a name or an address has moved."""
+        self._do(lambda: setattr(self, "_server_port", server_port))
 
     def heal(self) -> None:
         """End delay and silence. A connection that has lost something stays half-open, since the gap can't be filled:

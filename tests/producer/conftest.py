@@ -12,6 +12,7 @@ import redis
 
 from producer import calls, wire
 from producer.calls import Claim, Delivery, Held, Publication, PublishReply
+from producer.connection import connect
 from producer.keys import Keys
 from producer.protocol import Failure, FinishReason, Job, Result, running_hash
 
@@ -150,7 +151,7 @@ class EchoWorker(threading.Thread):
 
     def __init__(self, url: str, keys: Keys) -> None:
         super().__init__(daemon=True)
-        self._desk = Desk(redis.Redis.from_url(url), keys)
+        self._desk = Desk(connect(url), keys)
         self._stopped = threading.Event()
 
     def __enter__(self) -> EchoWorker:
