@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
 class GatherRows(Protocol):
-    """gather_rows(x, index) -> out.
+    """gather_rows(x, index, out=None) -> out.
 
-    x [T, hidden] model dtype; index [L] int64, 0 <= index < T; out [L, hidden], a new tensor.
+    x [T, hidden] model dtype; index [L] int64, 0 <= index < T; out [L, hidden], a new tensor if none is given.
     """
 
-    def __call__(self, x: Tensor, index: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, index: Tensor, /, *, out: Tensor | None = None) -> Tensor: ...
 
 
-def gather_rows_torch(x: Tensor, index: Tensor, /) -> Tensor:
+def gather_rows_torch(x: Tensor, index: Tensor, /, *, out: Tensor | None = None) -> Tensor:
     """Reference: see GatherRows."""
-    return x.index_select(0, index)
+    return torch.index_select(x, 0, index, out=out)

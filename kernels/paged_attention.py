@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 
 KEY_BLOCK = 64
@@ -33,13 +34,15 @@ _EXACT_TOKENS = 256  # query tokens the fixed order works on at a time, to bound
 
 
 class AttentionWorkspace(Protocol):
-    """attention_workspace(batch, kv_shape, deterministic) -> workspace: what a step's layers share, made once a step.
+    """attention_workspace(batch, kv_shape, heads, deterministic, out=None) -> workspace, which a step's layers share.
 
-    kv_shape is (pages, 2, Hkv, page_size, D). Opaque to the caller, of use to the same backend's attention only, and
-    valid until the step ends.
+    kv_shape is (pages, 2, Hkv, page_size, D), heads is Hq. Opaque to the caller, of use to the same backend's attention
+    only, and valid until the step ends. out: an earlier step's workspace, whose memory may be taken over.
     """
 
-    def __call__(self, batch: FlatBatch, kv_shape: tuple[int, ...], /, *, deterministic: bool) -> Any: ...
+    def __call__(
+        self, batch: FlatBatch, kv_shape: tuple[int, ...], heads: int, /, *, deterministic: bool, out: Any = None
+    ) -> Any: ...
 
 
 class Attention(Protocol):
@@ -50,7 +53,9 @@ class Attention(Protocol):
                may hold anything, NaN too
     workspace  of attention_workspace for this batch
     scale      factor on the scores; window: keys seen counting the token itself, or None; soft_cap or None
-    kv_scales  (k, v) that stored values are multiplied by, or None
+    kv_scales  what stored values are multiplied by, or None: see kernels/kv_scales.py
+
+    Padding rows (no token in this step) are left alone: what their part of out holds stays.
     """
 
     def __call__(
@@ -65,7 +70,7 @@ class Attention(Protocol):
         scale: float,
         window: int | None = None,
         soft_cap: float | None = None,
-        kv_scales: tuple[float, float] | None = None,
+        kv_scales: KvScales | None = None,
     ) -> None: ...
 
 
@@ -88,24 +93,30 @@ class _Group:
     @cached_property
     def beyond(self) -> tuple[Tensor, Tensor]:
         """(row, page) of the pages past a row's last: copies of its first, which may hold anything past its length."""
-        pages = torch.arange(self.gather.shape[0] // (2 * self.kv_heads * len(self.seq_lens)))
+        pages = torch.arange(
+            self.gather.shape[0] // (2 * self.kv_heads * len(self.seq_lens)), device=self.gather.device
+        )
         row, page = (pages > self.last_page.unsqueeze(1)).nonzero().unbind(1)
         return row, page
 
     @cached_property
     def tail(self) -> Tensor:
         """[r, 1, 1, page_size, 1]: the slots of the last page that lie past the row's length."""
-        place = torch.arange(self.page_size) + (self.last_page * self.page_size).unsqueeze(1)
+        place = torch.arange(self.page_size, device=self.seq_lens.device) + (self.last_page * self.page_size).unsqueeze(
+            1
+        )
         return (place >= self.seq_lens.unsqueeze(1)).view(-1, 1, 1, self.page_size, 1)
 
     def mask(self, window: int | None, dtype: torch.dtype, heads: int) -> Tensor:
         """[r, 1, heads*Q, N] additive: 0 where the key is seen, -inf elsewhere. Same for all layers of a window."""
         if window not in self.masks:
-            keys = torch.arange(self.gather.shape[0] // (2 * self.kv_heads * len(self.seq_lens)) * self.page_size)
+            count = self.gather.shape[0] // (2 * self.kv_heads * len(self.seq_lens)) * self.page_size
+            keys = torch.arange(count, device=self.gather.device)
             hidden = keys > self.query_pos.unsqueeze(-1)  # [r, Q, N]
             if window is not None:
                 hidden |= keys <= self.query_pos.unsqueeze(-1) - window
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).unsqueeze(1)
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            mask = mask.masked_fill_(hidden, float("-inf")).unsqueeze(1)
             Q = mask.shape[2]
             self.masks[window] = mask if Q == 1 else mask.repeat(1, 1, heads, 1)
         return self.masks[window]
@@ -115,7 +126,8 @@ class _Group:
         page_size, D = kv.shape[-2:]
         got = kv.view(-1, page_size * D).index_select(0, self.gather)
         got = got.view(2, len(self.seq_lens), self.kv_heads, -1, page_size, D)
-        at = (slice(None), torch.arange(len(self.seq_lens)), slice(None), self.last_page)
+        rows = torch.arange(len(self.seq_lens), device=kv.device)
+        at = (slice(None), rows, slice(None), self.last_page)
         got[at] = got[at].masked_fill(self.tail, 0.0)
         row, page = self.beyond
         if row.numel():
@@ -134,9 +146,9 @@ class _TorchWorkspace:
 
 
 def attention_workspace_torch(
-    batch: FlatBatch, kv_shape: tuple[int, ...], /, *, deterministic: bool
+    batch: FlatBatch, kv_shape: tuple[int, ...], heads: int, /, *, deterministic: bool, out: Any = None
 ) -> _TorchWorkspace:
-    """Reference: see AttentionWorkspace.
+    """Reference: see AttentionWorkspace. Takes nothing over: what it holds follows from the batch's lengths.
 
     Raises ValueError if deterministic and the page size does not divide KEY_BLOCK.
     """
@@ -146,7 +158,7 @@ def attention_workspace_torch(
             raise ValueError(f"deterministic attention takes page sizes that divide {KEY_BLOCK}; got {page_size}")
         return _TorchWorkspace(True, [], [])
     query_lens = batch.query_start[1:] - batch.query_start[:-1]
-    rows = torch.arange(len(query_lens))
+    rows = torch.arange(len(query_lens), device=query_lens.device)
 
     def groups(part: Tensor) -> list[_Group]:
         return [_group(batch, rows, query_lens, page_size, kv_heads) for rows in _alike(batch, part, query_lens)]
@@ -161,25 +173,27 @@ def _alike(batch: FlatBatch, rows: Tensor, query_lens: Tensor) -> Iterator[Tenso
     group: list[int] = []
     q_min = q_max = s_min = s_max = 0
     for row, q, s in lens:
+        if not q:
+            continue  # padding
         q_new, s_low, s_new = max(q, q_max), min(s, s_min or s), max(s, s_max)
         fits = q_new <= (q_min or q) * _GROWTH and s_new <= s_low * _GROWTH + 64
         if group and (not fits or (len(group) + 1) * q_new * s_new > _SCORES):
-            yield torch.tensor(group)
+            yield torch.tensor(group, device=rows.device)
             group, q_min, q_new, s_low, s_new = [], q, q, s, s
         group.append(row)
         q_min, q_max, s_min, s_max = q_min or q, q_new, s_low, s_new
     if group:
-        yield torch.tensor(group)
+        yield torch.tensor(group, device=rows.device)
 
 
 def _group(batch: FlatBatch, rows: Tensor, query_lens: Tensor, page_size: int, kv_heads: int) -> _Group:
-    seq_lens, q_lens = batch.seq_lens[rows], query_lens[rows]
-    step = torch.minimum(torch.arange(int(q_lens.max())).unsqueeze(0), q_lens.unsqueeze(1) - 1)  # [r, Q]
-    page = torch.arange((int(seq_lens.max()) + page_size - 1) // page_size).unsqueeze(0)  # [1, P]
+    seq_lens, q_lens, device = batch.seq_lens[rows], query_lens[rows], rows.device
+    step = torch.minimum(torch.arange(int(q_lens.max()), device=device).unsqueeze(0), q_lens.unsqueeze(1) - 1)  # [r, Q]
+    page = torch.arange((int(seq_lens.max()) + page_size - 1) // page_size, device=device).unsqueeze(0)  # [1, P]
     table = batch.page_table[rows, : page.shape[1]].long()
     table = torch.where(page * page_size < seq_lens.unsqueeze(1), table, table[:, :1])  # padding repeats a real page
-    side = torch.arange(2).view(2, 1, 1, 1)
-    head = torch.arange(kv_heads).view(1, 1, kv_heads, 1)
+    side = torch.arange(2, device=device).view(2, 1, 1, 1)
+    head = torch.arange(kv_heads, device=device).view(1, 1, kv_heads, 1)
     return _Group(
         tokens=batch.query_start[rows].unsqueeze(1) + step,
         query_pos=(seq_lens - q_lens).unsqueeze(1) + step,
@@ -201,10 +215,10 @@ def decode_attention_torch(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-    kv_scales: tuple[float, float] | None = None,
+    kv_scales: KvScales | None = None,
 ) -> None:
     """Reference: see Attention. Fills out[:num_decode]."""
-    tokens = slice(0, batch.num_decode)
+    tokens = slice(0, min(batch.num_decode, batch.num_tokens))
     _attend(q, kv, batch, workspace, workspace.decode, tokens, out, scale, window, soft_cap, kv_scales)
 
 
@@ -219,7 +233,7 @@ def prefill_attention_torch(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-    kv_scales: tuple[float, float] | None = None,
+    kv_scales: KvScales | None = None,
 ) -> None:
     """Reference: see Attention. Fills out[num_decode:]."""
     tokens = slice(batch.num_decode, batch.num_tokens)
@@ -237,7 +251,7 @@ def _attend(
     scale: float,
     window: int | None,
     soft_cap: float | None,
-    kv_scales: tuple[float, float] | None,
+    kv_scales: KvScales | None,
 ) -> None:
     if workspace.deterministic or soft_cap is not None or kv_scales is not None:
         for start in range(tokens.start, tokens.stop, _EXACT_TOKENS):
@@ -263,31 +277,36 @@ def _fixed_order(
     scale: float,
     window: int | None,
     soft_cap: float | None,
-    kv_scales: tuple[float, float] | None,
+    kv_scales: KvScales | None,
 ) -> Tensor:
     """The query tokens `part`, each alone, keys in blocks of KEY_BLOCK. q [n, Hq, D]; returns [n, Hq, D]."""
     _, _, kv_heads, page_size, D = kv.shape
+    device = q.device
     n, G, pages_a_block = q.shape[0], q.shape[1] // kv_heads, max(1, KEY_BLOCK // page_size)
     block = pages_a_block * page_size
-    place = torch.arange(part.start, part.stop)
+    place = torch.arange(part.start, part.stop, device=device)
     row = torch.searchsorted(batch.query_start, place, right=True) - 1  # [n]
     pos = batch.positions[part]
     lone = n * kv_heads == 1
     if lone:  # one matrix alone may be cut among threads and summed in another order; two never are (measured)
         n, q, row, pos = 2, q.expand(2, -1, -1), row.expand(2), pos.expand(2)
     wide = (q.float() * scale).view(n * kv_heads, G, D)
-    top = torch.full((n * kv_heads, G, 1), float("-inf"))
-    total = torch.zeros(n * kv_heads, G, 1)
-    acc = torch.zeros(n * kv_heads, G, D)
-    side, head = torch.arange(2).view(2, 1, 1, 1), torch.arange(kv_heads).view(1, 1, kv_heads, 1)
+    top = torch.full((n * kv_heads, G, 1), float("-inf"), device=device)
+    total = torch.zeros(n * kv_heads, G, 1, device=device)
+    acc = torch.zeros(n * kv_heads, G, D, device=device)
+    side = torch.arange(2, device=device).view(2, 1, 1, 1)
+    head = torch.arange(kv_heads, device=device).view(1, 1, kv_heads, 1)
     for start in range(0, int(pos.max()) + 1, block):
-        page = start // page_size + torch.arange(pages_a_block)
+        page = start // page_size + torch.arange(pages_a_block, device=device)
         table = batch.page_table[row.unsqueeze(1), page.clamp(max=batch.page_table.shape[1] - 1)].long()
         index = ((table.view(1, n, 1, -1) * 2 + side) * kv_heads + head).flatten()
         k, v = kv.view(-1, page_size * D).index_select(0, index).view(2, n * kv_heads, block, D).float().unbind(0)
-        if kv_scales is not None:
+        if isinstance(kv_scales, Tensor):
+            factors = kv_scales.view(-1, page_size).index_select(0, index).view(2, n * kv_heads, block, 1)
+            k, v = k * factors[0], v * factors[1]
+        elif kv_scales is not None:
             k, v = k * kv_scales[0], v * kv_scales[1]
-        keys = start + torch.arange(block)
+        keys = start + torch.arange(block, device=device)
         seen = keys <= pos.unsqueeze(1)  # [n, block]
         if window is not None:
             seen &= keys > pos.unsqueeze(1) - window

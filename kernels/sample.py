@@ -15,6 +15,11 @@ from torch import Tensor
 _NONE = float("-inf")
 
 
+def workspace_size(rows: int, vocab: int) -> int:
+    """Elements of scratch that sampling may use: four values of each thousand tokens of a row."""
+    return 4 * rows * -(-vocab // 1024)
+
+
 class Sample(Protocol):
     """sample(logits, temperature, top_k, top_p, min_p, seed, offset, ...) -> ids.
 
@@ -25,6 +30,8 @@ class Sample(Protocol):
     seed         [R] int64, any value;  offset [R] int64: the place of the token among its row's outputs
     banned       (row [B] int64, token [B] int64) or None: logits taken as -inf
     exact_noise  noise that is the same to the bit whatever the batch (costs fp64 logarithms)
+    out          [R] int64 for the ids, or None: a new tensor
+    workspace    fp32 scratch that a backend may use instead of its own, `workspace_size(R, V)` elements, or None
     returns ids  [R] int64
 
     A row whose logits are all -inf or hold a NaN gives some id of the vocabulary: the caller decides what that means.
@@ -43,6 +50,8 @@ class Sample(Protocol):
         *,
         banned: tuple[Tensor, Tensor] | None = None,
         exact_noise: bool = False,
+        out: Tensor | None = None,
+        workspace: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -58,14 +67,16 @@ def sample_torch(
     *,
     banned: tuple[Tensor, Tensor] | None = None,
     exact_noise: bool = False,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     """Reference: see Sample."""
     if banned is not None:
         logits = logits.index_put(banned, torch.tensor(_NONE, dtype=logits.dtype, device=logits.device))
     warm = (temperature > 0).nonzero().squeeze(1)
+    ids = torch.argmax(logits, -1, out=out) if out is not None else logits.argmax(-1)
     if warm.numel() == 0:
-        return logits.argmax(-1)
-    ids = logits.argmax(-1)
+        return ids
     scores = candidates(logits[warm], temperature[warm], top_k[warm], top_p[warm], min_p[warm])
     ids[warm] = (scores + gumbel(seed[warm], offset[warm], scores.shape[1], exact=exact_noise)).argmax(-1)
     return ids
@@ -138,7 +149,7 @@ def _hash(seed: Tensor, offset: Tensor, vocab: int) -> Tensor:
 def row_keys(seed: Tensor, offset: Tensor) -> Tensor:
     """[R] int32: seed and offset folded; token t's 32 bits are the finaliser of key ^ (t * 0x9E3779B1)."""
     low, high = _wrap(seed), _wrap(seed >> 32)
-    return _mix(_mix(_mix(low ^ _wrap(0x9747B28C)) ^ high) ^ _wrap(offset))
+    return _mix(_mix(_mix(low ^ _signed(0x9747B28C)) ^ high) ^ _wrap(offset))
 
 
 def _mix(h: Tensor) -> Tensor:
@@ -154,7 +165,7 @@ def _signed(value: int) -> int:
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def _wrap(value: Tensor | int) -> Tensor:
+def _wrap(value: Tensor) -> Tensor:
     """The low 32 bits, as int32."""
-    value = torch.as_tensor(value, dtype=torch.int64) & 0xFFFFFFFF
+    value = value & 0xFFFFFFFF
     return torch.where(value >= 1 << 31, value - (1 << 32), value).to(torch.int32)

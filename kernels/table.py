@@ -1,6 +1,8 @@
 """The table of operations: a backend is chosen once, and the engine calls what the table holds.
 
-`torch` runs everywhere and is the truth that every other backend is checked against; `c` is for CPUs with a compiler.
+`torch` runs everywhere, on the device of its inputs, and is the truth that every other backend is checked against; `c`
+is for CPUs with a compiler, `triton` for GPUs (and, to be checked without one, Triton's interpreter). Where a backend
+has nothing to gain its table lists torch's operation.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from enum import StrEnum
 
 import torch
 
-from kernels.cpu.library import CpuKernelsUnavailable
 from kernels.cpu.ops import CpuOps, fits
+from kernels.errors import KernelsUnavailable
 from kernels.gather_rows import GatherRows, gather_rows_torch
 from kernels.norm_rope_write import NormRopeWrite, norm_rope_write_torch
 from kernels.paged_attention import (
@@ -32,6 +34,7 @@ class Backend(StrEnum):
 
     TORCH = "torch"
     C = "c"
+    TRITON = "triton"
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,11 @@ _TORCH = Ops(
 
 
 def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
-    """The table of `backend` for tensors of `dtype`. Raises CpuKernelsUnavailable if `c` can't be had here."""
+    """The table of `backend` for tensors of `dtype`. Raises KernelsUnavailable if it can't be had here."""
     if backend is Backend.TORCH:
         return _TORCH
+    if backend is Backend.TRITON:
+        raise KernelsUnavailable("the Triton kernels are not in this tree yet")
     c = CpuOps(dtype)
     return replace(
         _TORCH,
@@ -92,5 +97,5 @@ def best_ops(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[Ops, str | Non
         return _TORCH, odd
     try:
         return ops_for(Backend.C, dtype), None
-    except CpuKernelsUnavailable as error:
+    except KernelsUnavailable as error:
         return _TORCH, str(error)

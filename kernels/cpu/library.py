@@ -16,12 +16,14 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from kernels.errors import KernelsUnavailable
+
 SOURCES = ("vectors.h", "attention.c", "layers.c", "sample.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}
 
 
-class CpuKernelsUnavailable(Exception):
+class CpuKernelsUnavailable(KernelsUnavailable):
     """The C kernels can't be had here; says why."""
 
 

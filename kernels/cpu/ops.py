@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.library import load
+from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 from kernels.sample import candidates, row_keys
 
@@ -59,20 +60,32 @@ class CpuOps:
             assert tensor.dtype == self.dtype, f"kernels for {self.dtype} were given {tensor.dtype}"
             assert tensor.is_contiguous(), f"a tensor of shape {tuple(tensor.shape)} is not contiguous"
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, /, residual: Tensor | None = None) -> Tensor:
+    def _expect_out(self, out: Tensor, shape: tuple[int, ...]) -> None:
+        self._expect(out)
+        assert out.shape == shape, f"out has shape {tuple(out.shape)}, the result {tuple(shape)}"
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, /, residual: Tensor | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         """See RmsNorm."""
         x = x.contiguous()
         self._expect(x, weight)
-        out = torch.empty_like(x)
+        if out is None:
+            out = torch.empty_like(x)
+        else:
+            self._expect_out(out, x.shape)
         shared = None if residual is None else residual.data_ptr()
         self._rms_norm(x.data_ptr(), shared, weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], eps)
         return out
 
-    def silu_mul(self, gate_up: Tensor, /) -> Tensor:
+    def silu_mul(self, gate_up: Tensor, /, *, out: Tensor | None = None) -> Tensor:
         """See SiluMul."""
         self._expect(gate_up)
         rows, width = gate_up.shape
-        out = torch.empty(rows, width // 2, dtype=gate_up.dtype)
+        if out is None:
+            out = torch.empty(rows, width // 2, dtype=gate_up.dtype)
+        else:
+            self._expect_out(out, (rows, width // 2))
         self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width // 2)
         return out
 
@@ -88,14 +101,19 @@ class CpuOps:
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         eps: float = 0.0,
-        kv_scales: tuple[float, float] | None = None,
+        kv_scales: KvScales | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """See NormRopeWrite."""
         assert kv_scales is None, "quantised K/V has no C kernel yet"
         self._expect(qkv, kv)
         _, _, kv_heads, page_size, D = kv.shape
         heads = qkv.shape[1] // D - 2 * kv_heads
-        q = torch.empty(qkv.shape[0], heads, D, dtype=qkv.dtype)
+        if out is None:
+            q = torch.empty(qkv.shape[0], heads, D, dtype=qkv.dtype)
+        else:
+            q = out
+            self._expect_out(q, (qkv.shape[0], heads, D))
         self._norm_rope_write(
             qkv.data_ptr(),
             kv.data_ptr(),
@@ -127,12 +145,16 @@ class CpuOps:
         *,
         banned: tuple[Tensor, Tensor] | None = None,
         exact_noise: bool = False,
+        out: Tensor | None = None,
+        workspace: Tensor | None = None,
     ) -> Tensor:
         """See Sample. The noise is exact in any case: a row is one thread's, in one order."""
         if banned is not None:
             logits = logits.index_put(banned, torch.tensor(float("-inf"), dtype=logits.dtype))
         self._expect(logits)
-        ids = torch.empty(logits.shape[0], dtype=torch.int64)
+        ids = torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
+        assert ids.dtype == torch.int64
+        assert ids.is_contiguous()
         self._greatest(logits.data_ptr(), ids.data_ptr(), *logits.shape)
         warm = (temperature > 0).nonzero().squeeze(1)
         if warm.numel():
@@ -143,7 +165,9 @@ class CpuOps:
             ids[warm] = drawn
         return ids
 
-    def attention_workspace(self, batch: FlatBatch, kv_shape: tuple[int, ...], /, *, deterministic: bool) -> FlatBatch:
+    def attention_workspace(
+        self, batch: FlatBatch, kv_shape: tuple[int, ...], heads: int, /, *, deterministic: bool, out: Any = None
+    ) -> FlatBatch:
         """See AttentionWorkspace: the batch with its tensors contiguous. There is one order, the fixed one."""
         return replace(batch, page_table=batch.page_table.contiguous())
 
@@ -171,7 +195,7 @@ class CpuOps:
         scale: float,
         window: int | None = None,
         soft_cap: float | None = None,
-        kv_scales: tuple[float, float] | None = None,
+        kv_scales: KvScales | None = None,
     ) -> None:
         assert kv_scales is None, "quantised K/V has no C kernel yet"
         self._expect(q, kv, out)

@@ -37,6 +37,8 @@ class Text:
     q: Tensor  # [length, Hq, D]
     k: Tensor  # [length, Hkv, D]
     v: Tensor  # [length, Hkv, D]
+    k_scale: Tensor | None = None  # [length, Hkv] fp32: what a stored key is multiplied by
+    v_scale: Tensor | None = None
 
     @classmethod
     def random(cls, shape: Shape, length: int, seed: int) -> Text:
@@ -78,7 +80,10 @@ def run_attention(
     batch = FlatBatch(nothing, positions, nothing, query_start, seq_lens, page_table, query_start[1:] - 1, len(decode))
     q = torch.cat([row.text.q[row.seq_len - row.query_len : row.seq_len] for row in rows])
     out = torch.full_like(q, NAN)
-    workspace = ops.attention_workspace(batch, tuple(kv.shape), deterministic=deterministic)
+    scales = _scales(shape, rows, page_table, kv.shape[0])
+    if scales is not None:
+        how["kv_scales"] = scales
+    workspace = ops.attention_workspace(batch, tuple(kv.shape), shape.heads, deterministic=deterministic)
     if decode:
         ops.decode_attention(q, kv, batch, workspace, out, **how)
     if prefill:
@@ -100,6 +105,21 @@ def _pages(shape: Shape, rows: Sequence[Row], seed: int) -> tuple[Tensor, Tensor
         kv[page, 0, :, place] = row.text.k[: row.seq_len]
         kv[page, 1, :, place] = row.text.v[: row.seq_len]
     return kv, page_table
+
+
+def _scales(shape: Shape, rows: Sequence[Row], page_table: Tensor, pages: int) -> Tensor | None:
+    """[pages, 2, Hkv, page_size] fp32 where the rows' texts have scales; NaN in slots that no token has."""
+    if rows[0].text.k_scale is None:
+        return None
+    scales = torch.full((pages, 2, shape.kv_heads, shape.page_size), NAN)
+    for row, table in zip(rows, page_table, strict=True):
+        assert row.text.k_scale is not None
+        assert row.text.v_scale is not None
+        position = torch.arange(row.seq_len)
+        page, place = table[position // shape.page_size].long(), position % shape.page_size
+        scales[page, 0, :, place] = row.text.k_scale[: row.seq_len]
+        scales[page, 1, :, place] = row.text.v_scale[: row.seq_len]
+    return scales
 
 
 def attention_in_fp64(row: Row, *, scale: float, window: int | None = None, soft_cap: float | None = None) -> Tensor:

@@ -30,7 +30,7 @@ class EngineConfig:
     watermark      share of the pool that admitting a sequence leaves free, so that running ones can grow
     dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
                    bfloat16, float16, float32
-    backend        of the operations: auto (c where it can be had, else torch), c, torch
+    backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
     deterministic  a token's values do not depend on what else is in the batch
     threads        of the CPU that a step may use; None: all cores this process may run on
     """
@@ -66,7 +66,7 @@ class EngineConfig:
         self._expect(self.max_len is None or self.max_len >= 2, "max_len", self.max_len, "at least 2")
         self._expect(0.0 <= self.watermark < 1.0, "watermark", self.watermark, "in [0, 1)")
         self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
-        self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c or torch")
+        self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c, torch or triton")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._expect(
             self.threads is None or 1 <= self.threads <= cores,

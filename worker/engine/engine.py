@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from kernels.cpu.library import CpuKernelsUnavailable
 from kernels.cpu.ops import fits
+from kernels.errors import KernelsUnavailable
 from kernels.linear import can_pack
 from kernels.table import Backend, Ops, best_ops, ops_for
 from worker.engine.config import ConfigError, EngineConfig
@@ -320,8 +320,10 @@ def _ops(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> tuple[
         raise ConfigError(f"backend c can't run this model: {odd}; give --backend auto or torch")
     try:
         return ops_for(Backend(config.backend), dtype), None
-    except CpuKernelsUnavailable as error:
-        raise ConfigError(f"backend c can't be had here: {error}; give --backend auto or torch") from None
+    except KernelsUnavailable as error:
+        raise ConfigError(
+            f"backend {config.backend} can't be had here: {error}; give --backend auto or torch"
+        ) from None
 
 
 def _max_len(config: EngineConfig, model: ModelConfig) -> int:

@@ -81,7 +81,9 @@ class Decoder:
         kv [layers, pages, 2, Hkv, page_size, D] model dtype.
         """
         ops, eps = self._ops, self.config.rms_norm_eps
-        workspace = ops.attention_workspace(batch, kv.shape[1:], deterministic=self._deterministic)
+        workspace = ops.attention_workspace(
+            batch, kv.shape[1:], self.config.num_heads, deterministic=self._deterministic
+        )
         residual = self._embedding[batch.input_ids]
         x = ops.rms_norm(residual, self._layers[0].input_norm, eps)
         for index, layer in enumerate(self._layers):
