@@ -25,6 +25,7 @@ from redis.client import Pipeline
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from producer.address import Host
+from producer.server import raised
 
 MOST_HOPS = 8
 """Redirections that one command follows: two or three while slots move, and more only if the nodes disagree."""
@@ -279,7 +280,7 @@ class _Pipeline(Pipeline):
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """The answers in order."""
         commands, self.command_stack = list(self.command_stack), []
-        return _raised(self._cluster.execute_all(commands), raise_on_error)
+        return raised(self._cluster.execute_all(commands), raise_on_error)
 
 
 class AsyncCluster(async_redis.Redis):
@@ -392,15 +393,8 @@ class _AsyncPipeline(AsyncPipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """The answers in order."""
         commands, self.command_stack = list(self.command_stack), []
-        return _raised(await self._cluster.execute_all(commands), raise_on_error)
+        return raised(await self._cluster.execute_all(commands), raise_on_error)
 
 
 async def _nothing(_: Send) -> None:
     """What is sent where only the slots are wanted."""
-
-
-def _raised(answers: list[Any], raise_on_error: bool) -> list[Any]:
-    for answer in answers if raise_on_error else ():
-        if isinstance(answer, Exception):
-            raise answer
-    return answers

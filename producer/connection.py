@@ -3,9 +3,8 @@
 redis-py's defaults differ from version to version, and 8 sends a command up to ten times more when the answer is late.
 Here a command is sent again three times, since each of our scripts recognises a re-send; a blocking read never is.
 
-A client of Sentinels or of a cluster (address.py has their URLs) is used as one of a single server is. A server that
-has become a replica counts as a lost connection: the next one leads to the new primary, by way of the Sentinels or of
-whatever the host's name stands for by then.
+A client of Sentinels or of a cluster is used as one of a single server is: address.py has their URLs, server.py and
+cluster.py the clients.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ import redis as sync_redis
 import redis.asyncio as async_redis
 from redis import exceptions
 from redis.asyncio import sentinel as async_sentinel
-from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.asyncio.connection import ConnectionPool as AsyncPool
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.client import Pipeline
+from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
@@ -31,6 +28,7 @@ from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from producer.address import Address, Host, redact
 from producer.cluster import AsyncCluster, Cluster
 from producer.errors import RedisUnavailable
+from producer.server import REPLICA, AsyncServer, Server
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 TIMEOUT_S = 10.0
@@ -40,7 +38,6 @@ BLOCK_S = 5.0
 """The longest single blocking read: after it, whoever waits looks around (is the job still there?)."""
 _CONNECT_S = 5.0
 _SENTINEL_S = 2.0  # for a Sentinel's answer; then the next one is asked
-_REPLICA = "You can't write against a read only replica"
 
 
 def connect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: int = RESENDS) -> sync_redis.Redis:
@@ -49,32 +46,32 @@ def connect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: in
     Without `resends` a lost reply is the caller's to see: who pulls has to know.
     """
     address = _address(url)
-    settings = _settings(address, timeout_s)
-    if address.form == "cluster":
-        once = Retry(NoBackoff(), 0)  # what is sent again may go to another node
-        return Cluster(address.hosts, lambda host: _server(address, host, {**settings, "retry": once}), resends)
-    settings["retry"] = Retry(ExponentialBackoff(cap=1.0, base=0.05), resends)
-    if address.form == "sentinel":
-        asked = {**_sentinel_settings(address), "retry": Retry(NoBackoff(), 0)}
-        sentinels = Sentinel(list(address.hosts), sentinel_kwargs=asked)
-        return Server(SentinelConnectionPool(address.service, sentinels, ssl=address.tls, **settings))
-    return _server(address, address.hosts[0] if address.hosts else None, settings)
+    settings = {**_settings(address, timeout_s), "retry": Retry(NoBackoff(), 0)}  # else each connect is retried as well
+    match address.form:
+        case "cluster":
+            return Cluster(address.hosts, lambda host: _server(address, host, settings, 0), resends)
+        case "sentinel":
+            asked = {**_sentinel_settings(address), "retry": Retry(NoBackoff(), 0)}
+            sentinels = Sentinel(list(address.hosts), sentinel_kwargs=asked)
+            return Server(SentinelConnectionPool(address.service, sentinels, ssl=address.tls, **settings), resends)
+        case _:
+            return _server(address, address.hosts[0] if address.hosts else None, settings, resends)
 
 
 def aconnect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: int = RESENDS) -> async_redis.Redis:
     """`connect`, for asyncio."""
     address = _address(url)
-    settings = _settings(address, timeout_s)
-    if address.form == "cluster":
-        once = AsyncRetry(NoBackoff(), 0)
-        return AsyncCluster(address.hosts, lambda host: _aserver(address, host, {**settings, "retry": once}), resends)
-    settings["retry"] = AsyncRetry(ExponentialBackoff(cap=1.0, base=0.05), resends)
-    if address.form == "sentinel":
-        asked = {**_sentinel_settings(address), "retry": AsyncRetry(NoBackoff(), 0)}
-        sentinels = async_sentinel.Sentinel(list(address.hosts), sentinel_kwargs=asked)
-        pool = async_sentinel.SentinelConnectionPool(address.service, sentinels, ssl=address.tls, **settings)
-        return AsyncServer(pool)
-    return _aserver(address, address.hosts[0] if address.hosts else None, settings)
+    settings = {**_settings(address, timeout_s), "retry": AsyncRetry(NoBackoff(), 0)}
+    match address.form:
+        case "cluster":
+            return AsyncCluster(address.hosts, lambda host: _aserver(address, host, settings, 0), resends)
+        case "sentinel":
+            asked = {**_sentinel_settings(address), "retry": AsyncRetry(NoBackoff(), 0)}
+            sentinels = async_sentinel.Sentinel(list(address.hosts), sentinel_kwargs=asked)
+            pool = async_sentinel.SentinelConnectionPool(address.service, sentinels, ssl=address.tls, **settings)
+            return AsyncServer(pool, resends)
+        case _:
+            return _aserver(address, address.hosts[0] if address.hosts else None, settings, resends)
 
 
 def connect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> sync_redis.Redis:
@@ -85,95 +82,6 @@ def connect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) ->
 def aconnect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> async_redis.Redis:
     """`connect_to_block`, for asyncio."""
     return aconnect(url, timeout_s=BLOCK_S + timeout_s, resends=0)
-
-
-class Server(sync_redis.Redis):
-    """One server, or whichever the Sentinels say is the primary."""
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        super().__init__(connection_pool=pool)
-        self.auto_close_connection_pool = True
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """The command's answer; if a replica has refused it, that of whoever a new connection leads to."""
-        try:
-            return sync_redis.Redis.execute_command(self, *args, **options)
-        except exceptions.ResponseError as error:
-            if not _is_replicas(error):
-                raise
-        self.connection_pool.disconnect(inuse_connections=False)
-        try:
-            return sync_redis.Redis.execute_command(self, *args, **options)
-        except exceptions.ResponseError as error:
-            raise _lost(error) from error
-
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """As redis-py's; commands that a replica has refused are sent once more over a new connection."""
-        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-
-
-class _Pipeline(Pipeline):
-    def execute(self, raise_on_error: bool = True) -> list[Any]:
-        commands = list(self.command_stack)
-        answers = super().execute(raise_on_error=False)
-        if any(map(_is_replicas, answers)):
-            self.connection_pool.disconnect(inuse_connections=False)
-            self.command_stack = commands
-            answers = list(map(_lost, super().execute(raise_on_error=False)))
-        return _raised(answers, raise_on_error)
-
-
-class AsyncServer(async_redis.Redis):
-    """Server, for asyncio."""
-
-    def __init__(self, pool: AsyncPool) -> None:
-        super().__init__(connection_pool=pool)
-        self.auto_close_connection_pool = True
-
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As Server.execute_command."""
-        try:
-            return await async_redis.Redis.execute_command(self, *args, **options)
-        except exceptions.ResponseError as error:
-            if not _is_replicas(error):
-                raise
-        await self.connection_pool.disconnect(inuse_connections=False)
-        try:
-            return await async_redis.Redis.execute_command(self, *args, **options)
-        except exceptions.ResponseError as error:
-            raise _lost(error) from error
-
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> AsyncPipeline:
-        """As Server.pipeline."""
-        return _AsyncPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
-
-
-class _AsyncPipeline(AsyncPipeline):
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        commands = list(self.command_stack)
-        answers = await super().execute(raise_on_error=False)
-        if any(map(_is_replicas, answers)):
-            await self.connection_pool.disconnect(inuse_connections=False)
-            self.command_stack = commands
-            answers = list(map(_lost, await super().execute(raise_on_error=False)))
-        return _raised(answers, raise_on_error)
-
-
-def _is_replicas(answer: Any) -> bool:
-    """Whether this is a replica's refusal to write. Out of a script, Redis 6.2 says so by the text alone."""
-    return isinstance(answer, exceptions.ResponseError) and _REPLICA in str(answer)
-
-
-def _lost(answer: Any) -> Any:
-    """The refusal as a lost connection, which callers know how to meet; anything else as it is."""
-    return exceptions.ConnectionError(f"it is a replica: {_REPLICA}") if _is_replicas(answer) else answer
-
-
-def _raised(answers: list[Any], raise_on_error: bool) -> list[Any]:
-    for answer in answers if raise_on_error else ():
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
 
 
 def _address(url: str) -> Address:
@@ -218,20 +126,20 @@ def _keepalive() -> dict[str, Any]:
     return {"socket_keepalive": True, "socket_keepalive_options": options}
 
 
-def _server(address: Address, host: Host | None, settings: dict[str, Any]) -> Server:
+def _server(address: Address, host: Host | None, settings: dict[str, Any], resends: int) -> Server:
     kind: type[sync_redis.Connection | sync_redis.UnixDomainSocketConnection]
     kind = sync_redis.SSLConnection if address.tls else sync_redis.Connection
     if host is None:
         kind = sync_redis.UnixDomainSocketConnection
-    return Server(ConnectionPool(connection_class=kind, **_place(address, host), **settings))
+    return Server(ConnectionPool(connection_class=kind, **_place(address, host), **settings), resends)
 
 
-def _aserver(address: Address, host: Host | None, settings: dict[str, Any]) -> AsyncServer:
+def _aserver(address: Address, host: Host | None, settings: dict[str, Any], resends: int) -> AsyncServer:
     kind: type[async_redis.Connection | async_redis.UnixDomainSocketConnection]
     kind = async_redis.SSLConnection if address.tls else async_redis.Connection
     if host is None:
         kind = async_redis.UnixDomainSocketConnection
-    return AsyncServer(AsyncPool(connection_class=kind, **_place(address, host), **settings))
+    return AsyncServer(AsyncPool(connection_class=kind, **_place(address, host), **settings), resends)
 
 
 def _place(address: Address, host: Host | None) -> dict[str, Any]:
@@ -289,7 +197,7 @@ _SIGNS = {
     "ALERT_CERTIFICATE_REQUIRED": "asks for our certificate ({}): name it as ?ssl_certfile=...&ssl_keyfile=...",
     "certificate required": "asks for our certificate ({}): name it as ?ssl_certfile=...&ssl_keyfile=...",
     "cluster support disabled": "is no cluster ({}): begin its URL with redis://",
-    _REPLICA: "is a replica, which takes no writes ({}): name the primary, or the Sentinels that know it",
+    REPLICA: "is a replica, which takes no writes ({}): name the primary, or the Sentinels that know it",
     "can't run this command": "forbids this to its user ({}): check the ACL",
     "can't access at least one of the keys": "forbids this to its user ({}): check the ACL",
     "ACL failure in script": "forbids this to its user ({}): check the ACL",

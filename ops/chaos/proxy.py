@@ -24,6 +24,7 @@ class Proxy:
         self._delay_s = 0.0
         self._loses_requests = self._loses_answers = False
         self._links: set[_Link] = set()
+        self.accepted = 0  # connections so far
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -99,6 +100,7 @@ class Proxy:
             self._delay_s = 0.0
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
         try:
             server = await asyncio.open_connection("127.0.0.1", self._server_port)
         except OSError:
