@@ -172,9 +172,12 @@ def unavailable(url: str, error: Exception) -> RedisUnavailable:
         case exceptions.MovedError():
             return RedisUnavailable(f"{where} is a node of a cluster: begin its URL with redis+cluster:// for redis://")
         case exceptions.TimeoutError():
-            return RedisUnavailable(f"{where} does not answer in time ({said}): check its load and the network")
+            tls = ", and that this port is one for TLS" if url.startswith("rediss") else ""
+            return RedisUnavailable(f"{where} does not answer in time ({said}): check its load and the network{tls}")
         case exceptions.ConnectionError() | OSError():
-            return RedisUnavailable(f"no {where} ({said}): start it, or correct the URL")
+            lacking = url.startswith("rediss") and "ssl_certfile=" not in url
+            tls = f", or, if it asks for our certificate, {_OWN_CERTIFICATE}" if lacking else ""
+            return RedisUnavailable(f"no {where} ({said}): start it, or correct the URL{tls}")
         case _:
             return RedisUnavailable(f"{where} refuses ({said}): see its log, and try again once that is mended")
 
@@ -189,13 +192,13 @@ def _sentinels_say(said: str) -> str:
     return f"{found} that is up: start it, or correct the service's name in the URL"
 
 
+_OWN_CERTIFICATE = "name it as ?ssl_certfile=...&ssl_keyfile=..."
 _SIGNS = {
     "Hostname mismatch": "shows a certificate for another host ({}): name the host as its certificate does",
     "IP address mismatch": "shows a certificate for another host ({}): name the host as its certificate does",
     "CERTIFICATE_VERIFY_FAILED": "shows a certificate that we don't trust ({}): name its CA's file as ?ssl_ca_certs=",
     "WRONG_VERSION_NUMBER": "does not speak TLS there ({}): begin the URL with redis instead of rediss",
-    "ALERT_CERTIFICATE_REQUIRED": "asks for our certificate ({}): name it as ?ssl_certfile=...&ssl_keyfile=...",
-    "certificate required": "asks for our certificate ({}): name it as ?ssl_certfile=...&ssl_keyfile=...",
+    "certificate required": f"asks for our certificate ({{}}): {_OWN_CERTIFICATE}",
     "cluster support disabled": "is no cluster ({}): begin its URL with redis://",
     REPLICA: "is a replica, which takes no writes ({}): name the primary, or the Sentinels that know it",
     "can't run this command": "forbids this to its user ({}): check the ACL",

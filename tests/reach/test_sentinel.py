@@ -83,7 +83,12 @@ def test_a_demoted_primary_counts_as_a_lost_connection(client, many):
     """It lives on as a replica and refuses to write, out of a script too: the call goes to whoever is there now."""
     job = Job(prompt="a")
     run = [calls.enqueue(KEYS, job), calls.status(KEYS, job.id)]
-    with redis_servers.start() as old, redis_servers.start() as new, Proxy(old.port) as name:
+    at_once = {"repl-diskless-sync-delay": "0"}
+    with (
+        redis_servers.start(config=at_once) as old,
+        redis_servers.start(config=at_once) as new,
+        Proxy(old.port) as name,
+    ):
 
         def demote():
             with redis.Redis(port=old.port) as connection:
