@@ -1,26 +1,30 @@
 -- The last tokens and the end of a job.
 --
--- keys    job, tokens, result, its lane
--- args    group, consumer, epoch, entry, start, count, blob of the last tokens, ended event, result, reason
--- answer  {'ok' | 'already' | 'fenced' | 'gap', tokens in the stream now}
--- effects 1. the last tokens, if any, and the end event  2. the result  3. the hash: ended, and everything's time to live
---         4. the lane's entry is acknowledged and deleted
-local group, consumer, epoch, entry, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
-local start, count = tonumber(ARGV[5]), tonumber(ARGV[6])
+-- keys    about the job
+-- args    group, id, tenant, consumer, epoch, entry, lane's name, start, count, blob of the last tokens, ended event, result,
+--         reason, and where that is `dead` why, in a word
+-- answer  {'ok' | 'already' | 'fenced' | 'gap' | 'broken', tokens in the stream now}
+-- effects 1. the last tokens, if any, and the end event  2. the result  3. a dead letter, if it is one  4. the hash: ended,
+--         and everything's time to live  5. the lane's entry is acknowledged and deleted
+local group, id, tenant, consumer, epoch, entry = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local start, count_new, reason = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[13]
 local owner = epoch .. ' ' .. consumer
-local _, offset = tail(KEYS[2])
-if not owns(KEYS[1], epoch, consumer) then
-  return {redis.call('HGET', KEYS[1], 'ended_by') == owner and 'already' or 'fenced', whole(offset)}
+local newest, offset = tail(TOKENS)
+local held = redis.pcall('HMGET', JOB, 'owner', 'ended_by', 'payload', 'history')
+if held.err or held[1] ~= owner then
+  return {not held.err and held[2] == owner and 'already' or 'fenced', whole(offset or 0)}
 end
-if offset ~= start and offset ~= start + count then return {'gap', whole(offset)} end
+if not newest then return {'broken', '0'} end
+if offset ~= start and offset ~= start + count_new then return {'gap', whole(offset)} end
 
-local after = start + count
-if offset ~= after and not append(KEYS[2], epoch, after, 't', ARGV[7]) then return {'fenced', whole(offset)} end
+local after = start + count_new
+if offset ~= after and not append(TOKENS, epoch, after, 't', ARGV[10]) then return {'fenced', whole(offset)} end
 local ended = tonumber(epoch) + 1
-if not append(KEYS[2], ended, after, 'e', ARGV[8]) then return {'fenced', whole(offset)} end
-local ttl = conclude(KEYS[1], KEYS[2], reason, ended, after)
-redis.call('HSET', KEYS[1], 'ended_by', owner)
-redis.call('SET', KEYS[3], ARGV[9], 'PX', whole(ttl))
-redis.call('XACK', KEYS[4], group, entry)
-redis.call('XDEL', KEYS[4], entry)
+if not append(TOKENS, ended, after, 'e', ARGV[11]) then return {'fenced', whole(offset)} end
+if reason == 'dead' then bury(id, ARGV[14], held[3], held[4]) end
+local ttl = conclude(id, tenant, reason, ended, after)
+redis.call('HSET', JOB, 'ended_by', owner)
+redis.call('SET', RESULT, ARGV[12], 'PX', whole(ttl))
+redis.call('XACK', LANE[ARGV[7]], group, entry)
+redis.call('XDEL', LANE[ARGV[7]], entry)
 return {'ok', whole(after)}

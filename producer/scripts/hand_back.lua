@@ -16,6 +16,7 @@ for i = 5, #KEYS do
     if epoch ~= '' then
       redis.call('HSET', KEYS[i], 'state', 'queued', 'epoch', whole(tonumber(epoch) + 1), 'owner', '')
       redis.call('HINCRBY', KEYS[i], 'deliveries', -1)
+      note(KEYS[i], tonumber(redis.call('HGET', KEYS[i], 'claim_offset')) or 0, 'handed back by ' .. epoch .. ' ' .. consumer)
     end
     redis.call('XCLAIM', lane, group, to, 0, entry, 'JUSTID')
     given = true

@@ -1,7 +1,7 @@
 -- Take entries for a worker: its own it does not know of (after a lost reply), then what was handed back, then new ones
 -- lane by lane in weighted turns.
 --
--- keys    the three lanes, turns
+-- keys    the three lanes, turns, control
 -- args    group, consumer, room, ageing (ms), three weights, 1 to look for own entries else 0,
 --         how many consumers' hand-backs to take, these, then the entries the worker knows of as `<number of lane>:<entry>`
 -- answer  a list of {number of lane, entry, job id (none: a foreign entry, removed)}
@@ -29,6 +29,7 @@ if ARGV[8] == '1' then
   for i = 10 + handoffs, #ARGV do known[ARGV[i]] = true end
   take_from(consumer, known, #ARGV + room)
 end
+if redis.call('HGET', KEYS[5], 'paused') == '1' then return taken end
 for i = 10, 9 + handoffs do take_from(ARGV[i], {}, room) end
 
 -- Smooth weighted turns: each lane with work earns its weight, the richest goes and pays what all earned together. Credits

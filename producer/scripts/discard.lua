@@ -1,0 +1,26 @@
+-- Give up a job whose keys hold what is none of ours: what is left of it becomes a dead letter.
+--
+-- keys    about the job
+-- args    group, id, tenant, entry, lane's name, ended event, why
+-- answer  1
+-- effects 1. keys of the wrong kind are deleted  2. a dead letter  3. the hash, if there is one: ended  4. the entry goes
+local group, id, tenant, entry, lane = ARGV[1], ARGV[2], ARGV[3], ARGV[4], LANE[ARGV[5]]
+for key, kind in pairs({[JOB] = 'hash', [TOKENS] = 'stream'}) do
+  if redis.call('TYPE', key).ok ~= kind then redis.call('DEL', key) end
+end
+local job = redis.call('HMGET', JOB, 'state', 'epoch', 'payload', 'history')
+local is_live = job[1] == 'queued' or job[1] == 'running' or job[1] == 'delayed'
+if is_live or not job[1] then bury(id, ARGV[7], job[3], job[4]) end
+if is_live then
+  local _, offset = tail(TOKENS)
+  local epoch = next_epoch(job[2], TOKENS)
+  append(TOKENS, epoch, offset, 'e', ARGV[6])
+  conclude(id, tenant, 'dead', epoch, offset)
+else
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('ZREM', DELAYED, id)
+  for name in pairs({high = 1, normal = 1, low = 1}) do step_out(id, tenant, name) end
+end
+redis.call('XACK', lane, group, entry)
+redis.call('XDEL', lane, entry)
+return 1
