@@ -49,12 +49,21 @@ class NewerProtocol(Undecodable):
 
 
 class QueueFull(SlipstreamError):
-    """The queue holds as many jobs as it may. Nothing was written; submit the same job again after `retry_after` s."""
+    """The queue holds as much as it may. Nothing was written; submit the same job again after `retry_after` s.
 
-    def __init__(self, depth: int, limit: int, retry_after: float, accepted: tuple[str, ...] = ()) -> None:
+    `what` is full: depth (live jobs), bytes (of their payloads), memory (Redis', in percent), tenant (its waiting
+    jobs); `depth` is how much of that there is, `limit` how much there may be.
+    """
+
+    def __init__(
+        self, depth: int, limit: int, retry_after: float, accepted: tuple[str, ...] = (), what: str = "depth"
+    ) -> None:
+        unit = {"bytes": "bytes of payloads", "memory": "% of Redis' memory", "tenant": "waiting jobs of the tenant"}
         more = f" ({len(accepted)} of this call's jobs were accepted)" if accepted else ""
-        super().__init__(f"the queue is full: {depth} jobs, limit {limit}{more}; try again in {retry_after:g} s")
-        self.depth, self.limit, self.retry_after, self.accepted = depth, limit, retry_after, accepted
+        super().__init__(
+            f"the queue is full: {depth} {unit.get(what, 'jobs')}, limit {limit}{more}; try again in {retry_after:g} s"
+        )
+        self.depth, self.limit, self.retry_after, self.accepted, self.what = depth, limit, retry_after, accepted, what
 
 
 class IdempotencyConflict(SlipstreamError):

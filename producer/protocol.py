@@ -10,19 +10,37 @@ as typed calls in calls/) on one slot of a cluster. `T` is `{slip:<queue>:<parti
 |                 |        | group `workers`: who has which         | claim, renew, finish...| end of its job          |
 | `T:job:<id>`    | hash   | the job's state, see below             | all but pull, reclaim  | a day after its results |
 | `T:tokens:<id>` | stream | the job's events, see below            | claim, publish, finish,| `result_ttl` after the  |
-|                 |        |                                        | cancel                 | end                     |
+|                 |        |                                        | stop                   | end                     |
 | `T:result:<id>` | string | the final Result                       | finish                 | `result_ttl`            |
+| `T:waiting:<t>` | zset   | tenant t's own line: `<lane> <id>`, by | enqueue, promote; all  | empty with the last     |
+|                 |        | arrival and lane                       | that let one step out  |                         |
+| `T:ready:<t>`   | hash   | its jobs on the lanes, never claimed   | with an entry; claim   | empty with the last     |
+|                 |        | yet: id -> entry                       |                        |                         |
+| `T:running:<t>` | set    | its jobs that were claimed             | claim; the end         | empty with the last     |
+| `T:deadlines`   | zset   | every live job, by its deadline (ms)   | enqueue; the end       | empty with the last     |
+| `T:delayed`     | zset   | jobs that are due later (ms)           | enqueue, retry, promote| empty with the last     |
+| `T:counts`      | hash   | tenant -> jobs in its line; `/<lane>`  | as above               | an hour after the last  |
+|                 |        | likewise; `/bytes` of live payloads;   |                        | live job                |
+|                 |        | `/ended` since the start; samples      |                        |                         |
+| `T:dead`        | stream | dead letters: `j` id, `r` why, `p`     | finish, discard        | 30 days; the last       |
+|                 |        | payload, `h` history                   |                        | 10,000                  |
 | `T:turns`       | hash   | lane -> its credit in weighted turns   | pull                   | an hour after last use  |
 | `T:bell`        | stream | an entry, newer at each hand-back:     | hand_back              | an hour after last use  |
 |                 |        | idle workers listen to it and lanes    |                        |                         |
-| `T:control`     | hash   | `max_depth`: jobs the queue may hold   | operators              | never                   |
+| `T:control`     | hash   | what operators set, see below          | operators              | never                   |
 | `T:workers`     | hash   | consumer -> expiry in ms, and its info | heartbeat              | with the last worker    |
 
-`T:job:<id>` holds `state` (queued, running, or how it ended), `lane`, `entry` (its id there), `payload` (the Job, as
-wire.py has it), `digest` of that, `epoch`, `owner` (`<epoch> <consumer>`, empty: nobody), `deliveries`,
-`resolved` and `fingerprint` (what the first owner decided, for which model), `result_ttl` (ms), `queued_at`,
-`claimed_at`, `ended_at` (ms), `offset` and `ended_by` (once ended), `nonce` (of the last claim, hand-back or cancel:
-recognises a re-sent one). The end removes `payload` and `resolved`.
+`T:job:<id>` holds `state` (queued, running, delayed, or how it ended), `lane`, `entry` (its id there, once claimed),
+`payload` (the Job, as wire.py has it), `digest` of that, `epoch`, `owner` (`<epoch> <consumer>`, empty: nobody),
+`deliveries`, `strikes`, `claim_offset` (tokens at the last claim), `alone` (1: it runs alone), `history` (lines
+`<ms> <offset> <what>`), `resolved` and `fingerprint` (what the first owner decided, for which model), `result_ttl` and
+`keep` (ms), `deadline`, `due`, `queued_at`, `claimed_at`, `ended_at` (ms), `offset` and `ended_by` (once ended),
+`given_up_by` (the last owner that did), `requeued_as`, `nonce` (of the last claim, cancel or expiry: recognises a
+re-sent one). The end removes `payload` and `resolved`.
+
+`T:control` may hold `paused` (1: nothing is pulled), `max_depth` (live jobs), `max_bytes` (of payloads), `max_age`
+(ms a job may live), `tenant_window` (a tenant's unclaimed jobs on the lanes; 64), `tenant_running` and `tenant_queued`
+(a tenant's jobs on lanes and with workers; waiting), and for one tenant `<tenant>:running`, `<tenant>:queued`.
 
 **The event stream fences itself.** An entry's id is `<epoch>-<offset after it>`: a start `<epoch>-<n>`, tokens
 `<epoch>-<n + count>`, the end `<epoch + 1>-<n>`. Redis refuses an id that is not greater than the last, so after a
@@ -40,13 +58,13 @@ from pydantic_core import ErrorDetails
 
 from producer import errors
 from producer.errors import InvalidJob
-from producer.keys import JOB_ID, TENANT, Lane, new_job_id, partition_of
+from producer.keys import JOB_ID, TENANT, Lane, idempotent_job_id, new_job_id, partition_of
 
 PROTOCOL = 1
 """Version of everything below. A reader refuses what is newer, by that reason."""
 
 FinishReason = Literal["stop", "length", "cancelled", "expired", "failed", "dead"]
-State = Literal["queued", "running", "stop", "length", "cancelled", "expired", "failed", "dead"]
+State = Literal["queued", "running", "delayed", "stop", "length", "cancelled", "expired", "failed", "dead"]
 
 
 def running_hash(previous: int, token_ids: list[int] | tuple[int, ...]) -> int:
@@ -135,6 +153,17 @@ class Job(Input):
     tenant: str = "default"
     result_ttl: Annotated[float, Field(ge=1, le=30 * 86400)] = 3600.0
     """Seconds that events and result are kept after the end."""
+    not_before: Annotated[float, Field(ge=0, lt=2**33)] | None = None
+    """When it may run first, in Unix seconds."""
+    deadline: Annotated[float, Field(ge=0, lt=2**33)] | None = None
+    """When it ends as `expired` if it has not ended before, queued or running, in Unix seconds. The queue sets an
+    earlier one where the job would grow older than it lets jobs become (a day, unless its operator says else)."""
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Submitting the same again under the same key of a tenant is the first job. The id follows from it."""
+    idempotency_ttl: Annotated[float, Field(ge=0, le=30 * 86400)] = 86400.0
+    """Seconds after the end for which the key is remembered, at least."""
+    requeued_from: str | None = None
+    """The dead job that this one is submitted instead of."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,13 +173,23 @@ class Job(Input):
         tenant = data.get("tenant", "default")
         if not isinstance(tenant, str) or not TENANT.fullmatch(tenant):
             raise InvalidJob("tenant", tenant, "1 to 64 letters, digits, `_` or `-`")
-        return data if "id" in data else {**data, "id": new_job_id(tenant=tenant)}
+        if "id" in data:
+            return data
+        key = data.get("idempotency_key")
+        own = idempotent_job_id(key, tenant=tenant) if isinstance(key, str) else new_job_id(tenant=tenant)
+        return {**data, "id": own}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         match = JOB_ID.fullmatch(self.id)
         if match is None or match["tenant"] != self.tenant:
             raise InvalidJob("id", self.id, f"<partition>.{self.tenant}.<8 to 64 random characters>")
+        if self.idempotency_key is not None:
+            stem = idempotent_job_id(self.idempotency_key, tenant=self.tenant).partition(".")[2]
+            if self.id.partition(".")[2] != stem:
+                raise InvalidJob("id", self.id, f"none beside an idempotency_key, which makes it <partition>.{stem}")
+        if self.deadline is not None and self.deadline <= (self.not_before or 0):
+            raise InvalidJob("deadline", self.deadline, f"a time after not_before ({self.not_before or 0})")
         given = [name for name in ("prompt", "messages", "prompt_token_ids") if getattr(self, name) is not None]
         if len(given) != 1:
             expected = "exactly one of prompt, messages and prompt_token_ids"

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from producer.calls import Enqueued
 from producer.errors import InvalidJob, QueueFull, SlipstreamError
-from producer.keys import TENANT, Keys, Lane, new_job_id, partition_of
+from producer.keys import TENANT, Keys, Lane, idempotent_job_id, new_job_id, partition_of
 from producer.protocol import Job, SamplingParams
 
 CHUNK = 500
@@ -28,6 +28,10 @@ class JobFields(TypedDict, total=False):
     lane: Lane
     tenant: str
     result_ttl: float
+    not_before: float
+    deadline: float
+    idempotency_key: str
+    idempotency_ttl: float
     temperature: float
     top_k: int
     top_p: float
@@ -53,7 +57,9 @@ def make_job(job: Job | None, fields: dict[str, Any], partitions: int) -> Job:
         fields["sampling"] = SamplingParams(**sampling)
     tenant = fields.get("tenant", "default")
     if partitions > 1 and isinstance(tenant, str) and TENANT.fullmatch(tenant):
-        fields.setdefault("id", new_job_id(random.randrange(partitions), tenant))
+        key = fields.get("idempotency_key")
+        fresh = new_job_id(random.randrange(partitions), tenant)
+        fields.setdefault("id", idempotent_job_id(key, partitions, tenant) if isinstance(key, str) else fresh)
     return Job(**fields)
 
 
@@ -77,7 +83,7 @@ def all_accepted(answers: Sequence[Enqueued | SlipstreamError], before: Sequence
     ids = [*before, *(answer.job_id for answer in answers if isinstance(answer, Enqueued))]
     for answer in answers:
         if isinstance(answer, QueueFull):
-            raise QueueFull(answer.depth, answer.limit, answer.retry_after, tuple(ids))
+            raise QueueFull(answer.depth, answer.limit, answer.retry_after, tuple(ids), answer.what)
         if isinstance(answer, SlipstreamError):
             raise answer
     return ids

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from secrets import token_hex
 
 import redis as sync_redis
 import structlog
@@ -21,6 +22,8 @@ from producer.calls import (
     ReclaimCursor,
     Resolution,
     claim,
+    discard,
+    expire,
     hand_back,
     pull,
     reclaim,
@@ -38,6 +41,15 @@ from worker.text import TextModel
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Pulled:
+    """A delivery to be claimed; a claim whose answer is lost is made again with the same nonce."""
+
+    delivery: Delivery
+    reclaimed: bool
+    nonce: str = field(default_factory=lambda: token_hex(8))
+
+
 @dataclass
 class Taken:
     """What one `take` brought: jobs to run (some complete already), and jobs that can't."""
@@ -50,13 +62,22 @@ class Inbox:
     """Deliveries on their way to becoming RunningJobs, for one worker."""
 
     def __init__(
-        self, redis: sync_redis.Redis, keys: Keys, consumer: str, text: TextModel, served_name: str, max_len: int
+        self,
+        redis: sync_redis.Redis,
+        keys: Keys,
+        consumer: str,
+        text: TextModel,
+        served_name: str,
+        max_len: int,
+        max_strikes: int = 4,
+        max_deliveries: int = 50,
     ) -> None:
-        """max_len: longest job, prompt and answer, in tokens."""
+        """max_len: longest job, prompt and answer, in tokens. Past strikes or deliveries a job is dead-lettered."""
         self._redis, self._keys, self._consumer = redis, keys, consumer
         self._text, self._served_name, self._max_len = text, served_name, max_len
         self._started = wire.encode_started(consumer, served_name)
-        self._pulled: list[Delivery] = []
+        self._max_strikes, self._max_deliveries = max_strikes, max_deliveries
+        self._pulled: list[_Pulled] = []
         self._claimed: list[Claim] = []
         self._cursor = ReclaimCursor()
         self._reply_lost = False
@@ -65,7 +86,7 @@ class Inbox:
     @property
     def held(self) -> list[Held]:
         """What is ours and not yet a RunningJob."""
-        return [*(Held(d, None) for d in self._pulled), *(Held(c.delivery, c.epoch) for c in self._claimed)]
+        return [*(Held(p.delivery, None) for p in self._pulled), *(Held(c.delivery, c.epoch) for c in self._claimed)]
 
     def pull(self, room: int, held: Collection[Delivery]) -> int:
         """Take at most `room` more deliveries; how many came. `held`: all this worker holds elsewhere.
@@ -78,12 +99,13 @@ class Inbox:
         pulled = run(self._redis, call)
         self._reply_lost = False
         self._note_foreign(pulled.foreign)
-        self._pulled += pulled.deliveries
+        self._pulled += [_Pulled(delivery, reclaimed=False) for delivery in pulled.deliveries]
         return len(pulled.deliveries)
 
-    def reclaim(self, lease_s: float, room: int) -> bool:
+    def reclaim(self, lease_s: float, room: int, held: Collection[Delivery] = ()) -> bool:
         """Take over at most `room` deliveries whose owner has not renewed; whether the whole lane has been looked at.
 
+        `held`: all this worker holds elsewhere; what it was itself too late to renew is its own again.
         Raises redis.RedisError.
         """
         call = reclaim(self._keys, self._consumer, round(lease_s * 1000), self._cursor, room)
@@ -92,18 +114,17 @@ class Inbox:
         self._reply_lost = before
         self._cursor = found.cursor
         self._note_foreign(found.foreign)
-        self._pulled += found.deliveries
-        for delivery in found.deliveries:
+        own = {*held, *(item.delivery for item in self.held)}
+        taken_over = [delivery for delivery in found.deliveries if delivery not in own]
+        self._pulled += [_Pulled(delivery, reclaimed=True) for delivery in taken_over]
+        for delivery in taken_over:
             log.warning("reclaimed", job=delivery.job_id, reason="its worker has not renewed its lease")
         return self._cursor.at_start
 
     def take(self) -> Taken:
         """Claim what was pulled and make it ready. Raises redis.RedisError; call again then."""
-        claims = [claim(self._keys, delivery, self._consumer, self._started) for delivery in self._pulled]
-        if claims:
-            answers = run_many(self._redis, claims)
-            self._claimed += [c for c in answers if isinstance(c, Claim) and c.status == "ok"]
-            self._pulled.clear()
+        if self._pulled:
+            self._claim()
         taken = Taken()
         ready = list(self._decided(taken))
         resolutions = run_many(self._redis, [self._resolve_call(c, blob) for c, blob in ready]) if ready else []
@@ -117,6 +138,21 @@ class Inbox:
                 self._admit(claimed, answer.blob, taken)
         return taken
 
+    def _claim(self) -> None:
+        """Become the owner of what was pulled; what is too late or no job of ours is ended on the way."""
+        keys, consumer, started = self._keys, self._consumer, self._started
+        calls = [claim(keys, p.delivery, consumer, started, reclaimed=p.reclaimed, nonce=p.nonce) for p in self._pulled]
+        claims = [answer for answer in run_many(self._redis, calls) if isinstance(answer, Claim)]
+        for claimed in claims:
+            if claimed.status == "late":
+                log.info("job_expired", job=claimed.delivery.job_id, reason="its deadline passed while it was queued")
+                run(self._redis, expire(keys, claimed.delivery.job_id))
+            elif claimed.status == "broken":
+                log.error("job_broken", job=claimed.delivery.job_id, error=claimed.why, next="it becomes a dead letter")
+                run(self._redis, discard(keys, claimed.delivery, claimed.why))
+        self._claimed += [claimed for claimed in claims if claimed.status == "ok"]
+        self._pulled.clear()
+
     def _admit(self, claimed: Claim, blob: bytes, taken: Taken) -> None:
         """Make a claimed and resolved job ready. What can't be read of it is that job's trouble alone."""
         try:
@@ -129,6 +165,9 @@ class Inbox:
     def _decided(self, taken: Taken) -> Iterator[tuple[Claim, bytes]]:
         """Each claim with what is decided about it, packed; those that can't run go to `taken.refused`."""
         for claimed in self._claimed:
+            if (dead := self._dead(claimed)) is not None:
+                taken.refused.append(dead)
+                continue
             if claimed.offset and claimed.fingerprint not in (None, self._text.fingerprint):
                 log.info("handed_back", job=claimed.delivery.job_id, reason="begun by another model")
                 self._hand_back(claimed, claimed.fingerprint or "")
@@ -143,6 +182,27 @@ class Inbox:
             except Exception as error:  # a tokenizer's or a template's surprise: this job ends, its neighbours don't
                 log.exception("job_surprised_us", job=claimed.delivery.job_id)
                 self._refuse(claimed, "internal", f"{type(error).__name__}: {error}", taken)
+
+    def _dead(self, claimed: Claim) -> Refusal | None:
+        """The end of a job that has cost too many workers, or gone through too many hands."""
+        if claimed.strikes >= self._max_strikes:
+            why, message = "strikes", f"{claimed.strikes} workers were lost over this job; it is kept as a dead letter"
+        elif claimed.deliveries > self._max_deliveries:
+            times = claimed.deliveries - 1
+            why, message = "deliveries", f"{times} workers took this job and none ended it; it is kept as a dead letter"
+        else:
+            return None
+        log.error("job_dead", job=claimed.delivery.job_id, why=why, error=message)
+        events = [wire.decode_tokens(blob, claimed.offset) for blob in claimed.tokens]
+        return Refusal(
+            claimed.delivery,
+            claimed.epoch,
+            claimed.offset,
+            Failure(code=why, message=message),
+            why=why,
+            token_ids=tuple(token for event in events for token in event.token_ids),
+            text="".join(event.text for event in events),
+        )
 
     def _refuse(self, claimed: Claim, code: str, message: str, taken: Taken) -> None:
         log.warning("job_refused", job=claimed.delivery.job_id, code=code, error=message)
@@ -166,18 +226,23 @@ class Inbox:
 
     def _running(self, claimed: Claim, resolved: Resolved) -> RunningJob:
         job = RunningJob(
-            sequence_id=next(self._ids),
+            sequence_id=self.next_id(),
             delivery=claimed.delivery,
             epoch=claimed.epoch,
             lane_priority=PRIORITY[claimed.delivery.lane],
             resolved=resolved,
             stream=self._text.stream(resolved.prompt_ids, resolved.stop, resolved.min_tokens),
             queued_s=max(0.0, (claimed.claimed_at_ms - claimed.queued_at_ms) / 1000),
+            strikes=claimed.strikes,
         )
         if claimed.offset:
             job.resume(claimed)
             log.info("resumed", job=job.job_id, offset=claimed.offset, deliveries=claimed.deliveries)
         return job
+
+    def next_id(self) -> int:
+        """A number no sequence has had."""
+        return next(self._ids)
 
     def _hand_back(self, claimed: Claim, fingerprint: str) -> None:
         run(self._redis, hand_back(self._keys, self._consumer, [Held(claimed.delivery, claimed.epoch)], fingerprint))

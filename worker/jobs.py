@@ -132,25 +132,36 @@ def _first(own: Any, default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A claimed job that ends as `failed` without having run."""
+    """A claimed job that ends without running: as `failed`, or as `dead`, `why` in a word."""
 
     delivery: Delivery
     epoch: int
     offset: int
     failure: Failure
+    why: str | None = None
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
 
     def finish_call(self, keys: Keys, consumer: str) -> Call[PublishReply]:
         """The call that ends it."""
-        result = Result(job_id=self.delivery.job_id, finish_reason="failed", text="", token_ids=(), error=self.failure)
+        reason: FinishReason = "failed" if self.why is None else "dead"
+        result = Result(
+            job_id=self.delivery.job_id,
+            finish_reason=reason,
+            text=self.text,
+            token_ids=self.token_ids,
+            error=self.failure,
+        )
         return finish(
             keys,
             self.delivery,
             consumer,
             self.epoch,
             start=self.offset,
-            ended=wire.encode_ended("failed", self.failure),
+            ended=wire.encode_ended(reason, self.failure),
             result=wire.encode_result(result),
-            reason="failed",
+            reason=reason,
+            why=self.why or "",
         )
 
 
@@ -165,9 +176,11 @@ class RunningJob:
     resolved: Resolved
     stream: TextStream
     queued_s: float  # from enqueue to this claim
+    strikes: int = 0  # workers it has cost
     token_ids: list[int] = field(default_factory=list)  # released by the text stream: published or about to be
     texts: list[str] = field(default_factory=list)  # the text each of them added
     published: int = 0
+    claimed_offset: int = 0  # tokens it had when it came here
     hash: int = 0  # running_hash of token_ids
     ended: tuple[FinishReason, Failure | None] | None = None
     claimed_at: float = field(default_factory=time.monotonic)
@@ -178,6 +191,11 @@ class RunningJob:
     def job_id(self) -> str:
         """The job's id."""
         return self.delivery.job_id
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it has cost a worker and not shown since that it can do without: it has to run alone."""
+        return self.strikes > 0 and self.published <= self.claimed_offset and not self.has_ended
 
     @property
     def has_ended(self) -> bool:
@@ -216,7 +234,7 @@ class RunningJob:
             tokens = wire.decode_tokens(blob, claim.offset)
             self.token_ids += tokens.token_ids
             self.texts += tokens.pieces
-        self.published = len(self.token_ids)
+        self.published = self.claimed_offset = len(self.token_ids)
         self.hash = running_hash(0, self.token_ids)
         self.stream.replay(self.token_ids)
         done = len(self.token_ids)
@@ -225,6 +243,12 @@ class RunningJob:
             self._end("stop")
         elif done >= self.resolved.max_tokens:
             self._end("length")
+
+    def begin_again(self, text: TextModel) -> None:
+        """Forget tokens that its text held back: it is given to the engine anew, with those that were released."""
+        resolved = self.resolved
+        self.stream = text.stream(resolved.prompt_ids, resolved.stop, resolved.min_tokens)
+        self.stream.replay(self.token_ids)
 
     def tokens_blob(self) -> bytes | None:
         """What is to be published, or None where that is nothing."""

@@ -20,13 +20,15 @@ import redis as sync_redis
 import structlog
 
 from producer import connection
-from producer.calls import hand_back, heartbeat, renew, run
+from producer.calls import hand_back, heartbeat, renew, retry, run, run_many
 from producer.keys import Keys
 from worker.doorbell import Doorbell
 from worker.engine_link import EngineLink, EngineLost
+from worker.housekeeping import Housekeeping
 from worker.inbox import Inbox
 from worker.outbox import Outbox
 from worker.settings import Settings
+from worker.starter import Starter
 from worker.text import TextModel
 
 log = structlog.get_logger()
@@ -36,6 +38,7 @@ EXIT_ENGINE_LOST = 3
 
 _HEARTBEAT_S = 1.0
 _HEARTBEAT_TTL_S = 5.0
+_HOUSE_S = 1.0
 _IDLE_S = 0.5  # the longest the loop waits for anything
 _MESSAGES_A_TURN = 64  # of the engine, before Redis has its turn again
 _BACKOFF_S = (0.1, 5.0)  # first and longest pause after Redis has failed
@@ -55,7 +58,7 @@ class Worker:
         self._drain_by: float | None = None
         self._redis_down = 0  # failures in a row
         self._retry_at = 0.0
-        self._due = dict.fromkeys(("flush", "renew", "reclaim", "heartbeat", "health"), 0.0)
+        self._due = dict.fromkeys(("flush", "renew", "reclaim", "heartbeat", "house", "health"), 0.0)
         self._pull_now = True
         self._engine_heard = time.monotonic()
         self._longest_step_s: float | None = None  # no step has ended yet
@@ -71,6 +74,7 @@ class Worker:
             return EXIT_DRAINED
         except EngineLost as error:
             log.error("engine_lost", error=str(error), next="its jobs go back to the queue; this worker exits")
+            self._give_up(str(error))
             return EXIT_ENGINE_LOST
         finally:
             self._shutdown()
@@ -79,10 +83,13 @@ class Worker:
         described = self._engine.wait_ready()
         rows: int = described["max_rows"]
         self._room = rows + rows // 8  # look-ahead: a freed row is filled at once
-        self._inbox = Inbox(
-            self._redis, self._keys, self._consumer, self._text, self._settings.served_name, described["max_len"]
-        )
-        self._outbox = Outbox(self._redis, self._keys, self._consumer)
+        settings = self._settings
+        where = (self._redis, self._keys, self._consumer)
+        limits = (described["max_len"], settings.max_strikes, settings.max_deliveries)
+        self._inbox = Inbox(*where, self._text, settings.served_name, *limits)
+        self._outbox = Outbox(*where)
+        self._starter = Starter(*where, self._engine, self._text, self._inbox, self._outbox)
+        self._house = Housekeeping(self._redis, self._keys)
         self._doorbell = Doorbell(connection.connect_to_block(self._settings.redis), self._keys, self._text.fingerprint)
         self._wakeup_r, wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
@@ -126,7 +133,9 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        """Jobs that there is room for."""
+        """Jobs that there is room for; none while some wait for one that runs alone."""
+        if self._starter.is_waiting:
+            return 0
         return max(0, self._room - len(self._outbox.jobs) - len(self._inbox.held))
 
     def _take_steps(self, woken: list[Any]) -> None:
@@ -161,9 +170,15 @@ class Worker:
                 self._renew(now)
             if not self._stop_signals:
                 self._fill(now)
+            self._starter.start()
+            if self._is_due("house", now):
+                self._due["house"] = now + _HOUSE_S * random.uniform(0.5, 1.5)
+                self._house.sweep()
             if self._is_due("heartbeat", now):
                 self._due["heartbeat"] = now + _HEARTBEAT_S
-                info = msgpack.packb({"model": self._settings.served_name, **self._load, **self._outbox.load()})
+                info = msgpack.packb(
+                    {"model": self._settings.served_name, **self._load, **self._outbox.load(), **self._house.counts}
+                )
                 run(self._redis, heartbeat(self._keys, self._consumer, info, _HEARTBEAT_TTL_S))
         except sync_redis.RedisError as error:
             self._note_redis_down(error)
@@ -186,7 +201,8 @@ class Worker:
     def _fill(self, now: float) -> None:
         """Pull exactly as much as there is room for; jobs of lost workers first."""
         if self._free and self._is_due("reclaim", now):
-            complete = self._inbox.reclaim(self._settings.lease_s, self._free)
+            held = [item.delivery for item in self._outbox.held]
+            complete = self._inbox.reclaim(self._settings.lease_s, self._free, held)
             if complete:
                 self._due["reclaim"] = now + self._settings.reclaim_s * random.uniform(0.8, 1.2)
         if self._pull_now and (room := self._free):
@@ -206,14 +222,12 @@ class Worker:
         for job in taken.jobs:
             self._outbox.add(job)
             if not job.has_ended:
-                resolved = job.resolved
-                params, priority = resolved.params, job.lane_priority
-                self._engine.add(job.sequence_id, resolved.prompt_ids, job.token_ids, params, priority)
+                self._starter.add(job)
 
     @property
     def _is_idle(self) -> bool:
         """Whether the engine has nothing to do."""
-        return all(job.has_ended for job in self._outbox.jobs.values())
+        return not any(self._starter.runs(job) for job in self._outbox.jobs.values())
 
     def _is_due(self, what: str, now: float) -> bool:
         return now >= self._due[what]
@@ -260,6 +274,19 @@ class Worker:
         """Silence by which the engine hangs: a lease, or more where its steps are long (a big model on a CPU)."""
         lease_s = self._settings.lease_s
         return 10 * lease_s if self._longest_step_s is None else max(lease_s, 4 * self._longest_step_s)
+
+    def _give_up(self, error: str) -> None:
+        """The engine failed with these jobs in it: which of them it was, the queue finds out."""
+        try:
+            self._outbox.flush()
+            running = [job for job in self._outbox.jobs.values() if self._starter.runs(job)]
+            pause = self._settings.retry_backoff_s
+            calls = [retry(self._keys, j.delivery, self._consumer, j.epoch, error, backoff_s=pause) for j in running]
+            for job, reply in zip(running, run_many(self._redis, calls) if calls else (), strict=True):
+                del self._outbox.jobs[job.sequence_id]
+                log.warning("job_given_up", job=job.job_id, next=getattr(reply, "status", str(reply)), error=error)
+        except sync_redis.RedisError as trouble:
+            log.warning("give_up_failed", error=str(trouble), next="the jobs' leases run out")
 
     def _shutdown(self) -> None:
         """Give back what is left, so that no one waits for a lease, and let the engine go."""

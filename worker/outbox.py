@@ -12,7 +12,7 @@ from typing import Any
 import redis as sync_redis
 import structlog
 
-from producer.calls import Held, Publication, PublishReply, publish, run, run_many
+from producer.calls import Held, Publication, PublishReply, discard, publish, run, run_many
 from producer.errors import SlipstreamError
 from producer.keys import Keys
 from worker.jobs import Refusal, RunningJob
@@ -123,6 +123,12 @@ class Outbox:
             self.finished += len(self._refused)
             self._refused.clear()
 
+    def renumber(self, job: RunningJob, sequence_id: int) -> None:
+        """Know a job's sequence by another number: what the engine still says of the old one is not heard."""
+        del self.jobs[job.sequence_id]
+        job.sequence_id = sequence_id
+        self.jobs[sequence_id] = job
+
     def _settle(self, job: RunningJob, reply: PublishReply) -> bool:
         """Note what the stream has of a job now; False where it is not ours any more."""
         match reply.status:
@@ -133,6 +139,12 @@ class Outbox:
                 # The stream ends before what we had published: a failover lost its tail. Publish that again.
                 log.warning("gap_healed", job=job.job_id, stream_at=reply.offset, published=job.published)
                 job.published, self.urgent = reply.offset, True
+            case "broken":
+                why = "what lies at the key of its events is no stream"
+                log.error("job_broken", job=job.job_id, error=why, next="it becomes a dead letter")
+                run(self._redis, discard(self._keys, job.delivery, why))
+                del self.jobs[job.sequence_id]
+                return False
             case _:
                 log.info("job_lost", job=job.job_id, reason="cancelled, expired, or taken over by another worker")
                 del self.jobs[job.sequence_id]

@@ -10,9 +10,9 @@ import os
 import socket
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from producer.keys import QUEUE
@@ -79,6 +79,15 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, description="CPU threads of a step; all cores by default")
 
     lease_s: float = Field(15.0, ge=1, description="seconds without renewal after which others may take a job over")
+    renew_interval_s: float | None = Field(None, gt=0, description="seconds between renewals; a third of the lease")
+    reclaim_interval_s: float | None = Field(
+        None, gt=0, description="seconds between looks for jobs of lost workers; a third of the lease"
+    )
+    max_strikes: int = Field(4, ge=1, description="workers that a job may cost before it is dead-lettered")
+    max_deliveries: int = Field(
+        50, ge=1, description="claims of a job before it is dead-lettered, hand-backs not counted"
+    )
+    retry_backoff_s: float = Field(1.0, ge=0, description="pause of a job after its first strike; doubles with each")
     flush_interval_s: float = Field(0.025, gt=0, le=1, description="seconds between two publications of a job's tokens")
     drain_grace_s: float = Field(30.0, ge=0, description="seconds that running jobs get to end after SIGTERM")
     max_unpublished: int = Field(65_536, ge=1, description="tokens held while Redis is away before decoding pauses")
@@ -89,13 +98,25 @@ class Settings(BaseSettings):
 
     @property
     def renew_s(self) -> float:
-        """Seconds between two renewals: two may fail before the lease runs out."""
-        return self.lease_s / 3
+        """Seconds between two renewals: by default two may fail before the lease runs out."""
+        return self.renew_interval_s or self.lease_s / 3
 
     @property
     def reclaim_s(self) -> float:
-        """Seconds between two looks for jobs of lost workers: they wait at most lease + this for a new owner."""
-        return self.lease_s / 3
+        """Seconds between two looks for jobs of lost workers, give or take a fifth.
+
+        The bound on recovery: after a worker died its jobs wait at most lease_s + 1.2 * reclaim_s for a new owner that
+        has room, by default 1.4 leases, 21 s. A worker that drains or loses its engine hands them over at once.
+        """
+        return self.reclaim_interval_s or self.lease_s / 3
+
+    @model_validator(mode="after")
+    def _renews_in_time(self) -> Self:
+        if self.renew_s > self.lease_s / 2:
+            raise ValueError(
+                f"renew_interval_s: expected at most half of lease_s ({self.lease_s / 2:g}), got {self.renew_s:g}"
+            )
+        return self
 
     @property
     def served_name(self) -> str:

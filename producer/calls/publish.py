@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from producer.calls.script import Call, script
 from producer.calls.take import Delivery
-from producer.keys import GROUP, Keys
+from producer.keys import GROUP, Keys, tenant_of
 from producer.protocol import FinishReason
 
 
@@ -29,9 +29,10 @@ class PublishReply:
     """`ok`: written. `already`: it was, by an earlier send. `fenced`: the job is not ours any more, free its row.
 
     `gap`: the stream ends at `offset`, not at `start`; publish again what lies after `offset`, from memory.
+    `broken`: what lies at the job's keys is no stream, discard it.
     """
 
-    status: Literal["ok", "already", "fenced", "gap"]
+    status: Literal["ok", "already", "fenced", "gap", "broken"]
     offset: int
     """Tokens in the stream now."""
 
@@ -58,17 +59,21 @@ def finish(
     ended: bytes,
     result: bytes,
     reason: FinishReason,
+    why: str = "",
 ) -> Call[PublishReply]:
     """Publish the last tokens (if any) and the end, store the result, forget the lane's entry: all or nothing.
 
     `ended` is wire.encode_ended, `result` wire.encode_result. The job's own `result_ttl` applies. A re-sent finish
-    answers `already`; `gap` and `fenced` as for publish.
+    answers `already`; the rest as for publish. With reason `dead` it becomes a dead letter too, `why` in a word.
     """
-    job_id = delivery.job_id
+    job_id, lane, entry = delivery
     return Call(
         script("finish"),
-        (keys.job(job_id), keys.tokens(job_id), keys.result(job_id), keys.lane(delivery.lane)),
-        (GROUP, consumer, epoch, delivery.entry, start, count, tokens or b"", ended, result, reason),
+        keys.about(job_id),
+        (
+            *(GROUP, job_id, tenant_of(job_id), consumer, epoch, entry, lane),
+            *(start, count, tokens or b"", ended, result, reason, why),
+        ),
         _reply,
     )
 

@@ -1,4 +1,4 @@
-"""What a worker does to get, keep and give up jobs: pull, reclaim, claim, resolve, renew, hand back.
+"""What a worker does to get, keep and give up jobs: pull, reclaim, claim, resolve, renew, hand back, retry.
 
 An owner of a job is the pair of epoch and consumer; every script checks both. A consumer's name is used by one process
 start only. Each function describes one call; `run` or `arun` makes it.
@@ -6,13 +6,16 @@ start only. Each function describes one call; `run` or `arun` makes it.
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from producer.calls.script import Call, script
-from producer.keys import GROUP, HANDOFF, LANES, Keys, Lane
+from producer.keys import GROUP, HANDOFF, LANES, Keys, Lane, tenant_of
+from producer.protocol import Failure
+from producer.wire import encode_ended
 
 WEIGHTS: tuple[int, int, int] = (8, 3, 1)
 """Turns of high, normal and low where all three have work waiting."""
@@ -74,7 +77,7 @@ def pull(
     own = (HANDOFF, f"{HANDOFF}:{fingerprint}") if fingerprint else (HANDOFF,)
     return Call(
         script("pull"),
-        (*keys.lanes, keys.turns),
+        (*keys.lanes, keys.turns, keys.control),
         (GROUP, consumer, room, ageing_ms, *weights, int(recover), len(own), *own, *known),
         _pulled,
     )
@@ -124,15 +127,20 @@ def reclaim(keys: Keys, consumer: str, lease_ms: int, cursor: ReclaimCursor, cou
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`ok`: the job is ours under `epoch`. `lost`: another's; forget it. `gone`: over or never was; entry removed."""
+    """`ok`: the job is ours under `epoch`. `lost`: another's; forget it. `gone`: over or never was; entry removed.
 
-    status: Literal["ok", "lost", "gone"]
+    `late`: its deadline has passed, end it as expired. `broken`: its keys hold what is none of ours, discard it.
+    """
+
+    status: Literal["ok", "lost", "gone", "late", "broken"]
     delivery: Delivery
     epoch: int = 0
     payload: bytes | None = None
     """The job as it was enqueued (wire.decode_job). None if the hash has lost it: finish the job as failed."""
     deliveries: int = 0
     """How often the job was taken, this time included."""
+    strikes: int = 0
+    """How often a worker was lost over it. With one or more it is to run alone until it adds a token."""
     offset: int = 0
     """Tokens published so far."""
     tokens: list[bytes] = field(default_factory=list)
@@ -144,37 +152,64 @@ class Claim:
     queued_at_ms: int = 0
     claimed_at_ms: int = 0
     """Redis' clock at enqueue and at this claim."""
+    history: str = ""
+    why: str = ""
+    """What is broken."""
 
 
-def claim(keys: Keys, delivery: Delivery, consumer: str, started: bytes) -> Call[Claim]:
-    """Become a delivered job's owner and publish `started` (wire.encode_started)."""
+def claim(
+    keys: Keys,
+    delivery: Delivery,
+    consumer: str,
+    started: bytes,
+    *,
+    reclaimed: bool = False,
+    nonce: str | None = None,
+) -> Call[Claim]:
+    """Become a delivered job's owner and publish `started` (wire.encode_started).
+
+    reclaimed: its last owner's lease ran out, which counts against a job that added nothing meanwhile. A claim whose
+    reply was lost is made again with the same `nonce`, and is the same claim.
+    """
 
     def parse(answer: Any) -> Claim:
         outcome, *rest = answer
+        if outcome == b"broken":
+            return Claim("broken", delivery, why=rest[0].decode())
         if outcome != b"ok":
             return Claim(outcome.decode(), delivery)
-        epoch, offset, deliveries, payload, resolved, fingerprint, queued_at, now, tokens = rest
+        epoch, offset, deliveries, strikes, payload, resolved, fingerprint, queued_at, now, history, *tokens = rest
         return Claim(
             "ok",
             delivery,
             epoch=int(epoch),
             payload=payload,
             deliveries=int(deliveries),
+            strikes=int(strikes),
             offset=int(offset),
             tokens=tokens,
             resolved=resolved,
             fingerprint=fingerprint.decode() if fingerprint else None,
             queued_at_ms=int(queued_at),
             claimed_at_ms=int(now),
+            history=history.decode(errors="replace"),
         )
 
-    job_id = delivery.job_id
+    job_id, lane, entry = delivery
     return Call(
         script("claim"),
-        (keys.job(job_id), keys.tokens(job_id), keys.lane(delivery.lane)),
-        (GROUP, consumer, delivery.lane, delivery.entry, started, secrets.token_hex(8)),
+        keys.about(job_id),
+        (
+            *(GROUP, job_id, tenant_of(job_id), consumer, lane, entry),
+            *(started, nonce or secrets.token_hex(8), int(reclaimed)),
+        ),
         parse,
     )
+
+
+def alone(keys: Keys, job_id: str, epoch: int, consumer: str) -> Call[bool]:
+    """Say that a job with a strike runs alone from now on. False: it is not ours any more."""
+    return Call(script("alone"), (keys.job(job_id),), (epoch, consumer), bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +257,46 @@ def hand_back(keys: Keys, consumer: str, held: Sequence[Held], fingerprint: str 
         (*keys.lanes, keys.bell, *(keys.job(item.delivery.job_id) for item in held)),
         (GROUP, consumer, to, *_held(held)),
         lambda answer: [bool(given) for given in answer],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """`delayed`: it comes again after a pause. `queued`: anyone may take it at once. `fenced`: it was not ours."""
+
+    status: Literal["delayed", "queued", "fenced"]
+    strikes: int
+
+
+def retry(
+    keys: Keys, delivery: Delivery, consumer: str, epoch: int, error: str, *, backoff_s: float = 1.0
+) -> Call[Retried]:
+    """Give a job up because the machine failed it, with `error` (one line) in its history.
+
+    What may have been the job's own fault comes again after `backoff_s`, twice as late with each strike, a minute at
+    most, give or take half. What was not comes again at once. A re-sent retry gets the same answer.
+    """
+    job_id, lane, entry = delivery
+    return Call(
+        script("retry"),
+        keys.about(job_id),
+        (
+            *(GROUP, job_id, tenant_of(job_id), consumer, epoch, entry, lane),
+            *(" ".join(error.split())[:300], round(backoff_s * 1000), f"{random.random():.6f}", HANDOFF),
+        ),
+        lambda answer: Retried(answer[0].decode(), int(answer[1])),
+    )
+
+
+def discard(keys: Keys, delivery: Delivery, why: str) -> Call[None]:
+    """Make a dead letter of a job whose keys hold what is none of ours, and clear its keys away."""
+    job_id, lane, entry = delivery
+    ended = encode_ended("dead", Failure(code="broken", message=why))
+    return Call(
+        script("discard"),
+        keys.about(job_id),
+        (GROUP, job_id, tenant_of(job_id), entry, lane, ended, "broken"),
+        lambda _: None,
     )
 
 
