@@ -10,9 +10,8 @@ local group, id, tenant, consumer, epoch, entry = ARGV[1], ARGV[2], ARGV[3], ARG
 local start, count_new, reason = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[13]
 local owner = epoch .. ' ' .. consumer
 local newest, offset = tail(TOKENS)
-local held = redis.pcall('HMGET', JOB, 'owner', 'ended_by', 'payload', 'history')
-if held.err or held[1] ~= owner then
-  return {not held.err and held[2] == owner and 'already' or 'fenced', whole(offset or 0)}
+if not owns(JOB, epoch, consumer) then
+  return {redis.pcall('HGET', JOB, 'ended_by') == owner and 'already' or 'fenced', whole(offset or 0)}
 end
 if not newest then return {'broken', '0'} end
 if offset ~= start and offset ~= start + count_new then return {'gap', whole(offset)} end
@@ -21,7 +20,7 @@ local after = start + count_new
 if offset ~= after and not append(TOKENS, epoch, after, 't', ARGV[10]) then return {'fenced', whole(offset)} end
 local ended = tonumber(epoch) + 1
 if not append(TOKENS, ended, after, 'e', ARGV[11]) then return {'fenced', whole(offset)} end
-if reason == 'dead' then bury(id, ARGV[14], held[3], held[4]) end
+if reason == 'dead' then bury(id, ARGV[14], unpack(redis.call('HMGET', JOB, 'payload', 'history'))) end
 local ttl = conclude(id, tenant, reason, ended, after)
 redis.call('HSET', JOB, 'ended_by', owner)
 redis.call('SET', RESULT, ARGV[12], 'PX', whole(ttl))

@@ -28,7 +28,7 @@ end
 
 -- Whether (epoch, consumer) is the owner of a job.
 local function owns(job, epoch, consumer)
-  return redis.call('HGET', job, 'owner') == epoch .. ' ' .. consumer
+  return redis.pcall('HGET', job, 'owner') == epoch .. ' ' .. consumer
 end
 
 -- Who has a lane's entry; nil where it is nobody's, or the group is gone.

@@ -10,9 +10,8 @@ for i = 1, #KEYS, 2 do
   local job, tokens, at = KEYS[i], KEYS[i + 1], 2 * i
   local epoch, start, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local newest, offset = tail(tokens)
-  local owner = redis.pcall('HGET', job, 'owner')
   local outcome
-  if owner ~= epoch .. ' ' .. ARGV[1] then
+  if not owns(job, epoch, ARGV[1]) then
     outcome, offset = 'fenced', offset or 0
   elseif not newest then
     outcome, offset = 'broken', 0

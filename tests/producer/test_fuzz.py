@@ -28,6 +28,7 @@ from producer.protocol import Job, Result, running_hash
 SEEDS = int(os.environ.get("SLIPSTREAM_FUZZ_SEEDS", "300"))
 BLOCK = 25
 LANES = ("high", "normal", "low")
+READY = 7  # of Keys.about: where a job's entry stands until it is claimed
 
 
 def token(job_id: str, offset: int) -> int:
@@ -418,7 +419,7 @@ class Schedule:
             told_another_end = self.failed_over and self.told[job_id] != events[-1].reason
             assert len(seen) == len(whole) or told_another_end or (self.failed_over and len(seen) > len(whole))
             assert bool(self.redis.exists(self.keys.result(job_id))) == (not cancelled)
-        lasting = {*self.keys.lanes}
+        lasting = {*self.keys.lanes, self.keys.control}
         leaked = [key for key in self.redis.keys("*") if self.redis.ttl(key) == -1 and key.decode() not in lasting]
         assert not leaked, leaked
 
@@ -447,8 +448,9 @@ class Schedule:
 
     def leads_to(self, delivery: Delivery) -> bool:
         """Whether the job names this entry as its own."""
-        named = self.redis.hmget(self.keys.job(delivery.job_id), "lane", "entry")
-        return named == [delivery.lane.encode(), delivery.entry.encode()]
+        lane, entry = self.redis.hmget(self.keys.job(delivery.job_id), "lane", "entry")
+        ready = self.redis.hget(self.keys.about(delivery.job_id)[READY], delivery.job_id)
+        return (lane, entry or ready) == (delivery.lane.encode(), delivery.entry.encode())
 
 
 def blob(job_id: str, start: int, ids: list[int]) -> bytes:
@@ -502,31 +504,31 @@ def test_no_schedule_does_so_on_redis_either(redis_client):
         play(redis_client, seed)
 
 
-OWNS = "return redis.call('HGET', job, 'owner') == epoch .. ' ' .. consumer"
-OWNER = "(redis.call('HGET', job, 'owner') or '')"
+OWNS = "return redis.pcall('HGET', job, 'owner') == epoch .. ' ' .. consumer"
+OWNER = "(redis.pcall('HGET', job, 'owner') or '')"
 GUARDS = {
     "no epoch check": (OWNS, f"return string.match({OWNER}, ' (.*)') == consumer"),
     "no consumer check": (OWNS, f"return string.match({OWNER}, '(.*) ') == epoch"),
     "no owner check in publish": ("if not owns(job, epoch, ARGV[1]) then", "if false then"),
-    "no owner check in finish": ("if not owns(KEYS[1], epoch, consumer) then", "if false then"),
+    "no owner check in finish": ("if not owns(JOB, epoch, consumer) then", "if false then"),
     "no owner check in resolve": ("if not owns(KEYS[1], ARGV[1], ARGV[2]) then", "if false then"),
     "no owner check in renew": ("(epoch == '' or owns(KEYS[i], epoch, consumer)) and", ""),
     "no holder check in renew": ("and pending_at(lane, group, entry) == consumer", ""),
     "no owner check in hand_back": ("and (epoch == '' or owns(KEYS[i], epoch, consumer))", ""),
-    "no holder check in claim": ("if pending_at(KEYS[3], group, entry) ~= consumer then return {'lost'} end", ""),
-    "no look at the entry in claim": (" or job[2] ~= entry or job[12] ~= ARGV[3]", ""),
+    "no holder check in claim": ("if pending_at(lane, group, entry) ~= consumer then return {'lost'} end", ""),
+    "no look at the entry in claim": (" or named ~= entry or job[12] ~= ARGV[5]", ""),
     "no look at the state in claim": ("(state ~= 'queued' and state ~= 'running') or", ""),
     "no tail check in publish": ("elseif offset ~= start then", "elseif false then"),
-    "no tail check in finish": ("if offset ~= start and offset ~= start + count then", "if false then"),
+    "no tail check in finish": ("if offset ~= start and offset ~= start + count_new then", "if false then"),
     "no nonce in claim": ("job[5] == nonce and", "false and"),
-    "no nonce in cancel": ("if nonce == ARGV[4] then", "if false then"),
-    "a claim may keep the epoch": ("epoch = whole(next_epoch(epoch, KEYS[2]))", "epoch = whole(now_ms())"),
+    "no nonce in cancel": ("if nonce == ARGV[6] then", "if false then"),
+    "a claim may keep the epoch": ("epoch = whole(next_epoch(epoch, TOKENS))", "epoch = whole(now_ms())"),
     "a hand-back keeps the owner": (", 'epoch', whole(tonumber(epoch) + 1), 'owner', ''", ""),
     "an end keeps the owner": ("'epoch', whole(epoch), 'owner', '', ", ""),
     "decisions are made anew": ("if stored[1] and stored[2] == ARGV[4] then", "if false then"),
     "ids are not known again": ("if known[1] or known[2] then", "if false then"),
-    "a finished entry stays": ("redis.call('XDEL', KEYS[4], entry)", ""),
-    "events live for ever": ("redis.call('PEXPIRE', tokens, whole(ttl))", ""),
+    "a finished entry stays": ("redis.call('XDEL', LANE[ARGV[7]], entry)", ""),
+    "events live for ever": ("redis.call('PEXPIRE', TOKENS, whole(ttl))", ""),
     "what is held is given again": ("if not known[number .. ':' .. held[1]] then", "if true then"),
 }
 
@@ -540,7 +542,7 @@ def test_the_fuzz_notices_each_missing_guard(guard):
         text = call.script.text.replace(old, new)
         return dataclasses.replace(call, script=Script(call.script.name, text, sha1(text.encode()).hexdigest()))
 
-    names = ["enqueue", "pull", "claim", "resolve", "publish", "finish", "renew", "hand_back", "cancel"]
+    names = ["enqueue", "pull", "claim", "resolve", "publish", "finish", "renew", "hand_back", "stop"]
     assert any(old in script(name).text for name in names), "the guard to break is not there any more"
     with pytest.raises(AssertionError, match="seed"):
         play_all(range(600), breaking)

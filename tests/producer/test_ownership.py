@@ -175,7 +175,6 @@ def test_a_reclaim_takes_at_most_what_was_asked_for(desk):
 
 def test_reclaiming_goes_on_where_it_stopped(real_desk):
     """A stale entry behind 200 fresh ones is found by following the cursor, though Redis scans few entries a call."""
-    real_desk.redis.hset(real_desk.keys.control, "tenant_window", 201)
     for _ in range(201):
         real_desk.submit()
     *fresh, stale = real_desk.pull("a", room=201)
