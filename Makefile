@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help setup demo test lint format worker bench lock clean
+.PHONY: help setup demo test lint format worker bench aot lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ worker: $(READY) ## one worker (ARGS="--model DIR --redis URL"; the demo model u
 
 bench: $(READY) ## this engine against static batches, as a table and JSON
 	@$(RUN) ops.bench $(ARGS)
+
+aot: $(READY) ## every Triton kernel compiled for four GPUs, without one, and its bounds checked
+	@$(RUN) ops.aot $(ARGS)
 
 setup: $(READY) ## only make .venv, which every other target does by itself
 	@:

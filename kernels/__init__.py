@@ -3,12 +3,14 @@
 table.py            Backend, Ops, ops_for: which implementation runs, chosen once at start
 errors.py           what it raises
 cpu/                C kernels for CPUs, compiled once a machine
+gpu/                Triton kernels for GPUs, imported only where they run
 linear.py           Linear: owns its weight; packing (later quantisation, adapters, sharding) lives there alone
 prepare_batch.py    rows to the flat batch: ids, positions, slots, lengths
 rms_norm.py         RMSNorm, with the residual add
 norm_rope_write.py  q/k norm (optional), rotary embedding, K/V write into the pages
 paged_attention.py  attention of decode rows and of prefill chunks over pages
 silu_mul.py         SiLU(gate) * up
+gelu_mul.py         GELU(gate) * up
 kv_scales.py        factors of K and V that are stored in a smaller dtype
 gather_rows.py      the rows whose logits are wanted
 sample.py           logits to token ids: temperature, min-p, top-k, top-p, counter noise

@@ -15,6 +15,7 @@ import torch
 from kernels.cpu.ops import CpuOps, fits
 from kernels.errors import KernelsUnavailable
 from kernels.gather_rows import GatherRows, gather_rows_torch
+from kernels.gelu_mul import GeluMul, gelu_mul_torch
 from kernels.norm_rope_write import NormRopeWrite, norm_rope_write_torch
 from kernels.paged_attention import (
     Attention,
@@ -49,6 +50,7 @@ class Ops:
     decode_attention: Attention
     prefill_attention: Attention
     silu_mul: SiluMul
+    gelu_mul: GeluMul
     gather_rows: GatherRows
     sample: Sample
 
@@ -62,6 +64,7 @@ _TORCH = Ops(
     decode_attention=decode_attention_torch,
     prefill_attention=prefill_attention_torch,
     silu_mul=silu_mul_torch,
+    gelu_mul=gelu_mul_torch,
     gather_rows=gather_rows_torch,
     sample=sample_torch,
 )
@@ -72,7 +75,9 @@ def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
     if backend is Backend.TORCH:
         return _TORCH
     if backend is Backend.TRITON:
-        raise KernelsUnavailable("the Triton kernels are not in this tree yet")
+        from kernels.gpu.ops import gpu_ops  # a CPU worker's start does without triton
+
+        return replace(_TORCH, backend=backend, **gpu_ops())
     c = CpuOps(dtype)
     return replace(
         _TORCH,

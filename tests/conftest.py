@@ -22,6 +22,8 @@ from ops import redis_server as redis_servers
 
 # Read by transformers, tokenizers and their likes at import, so set before a test module imports them.
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once instead of trying
+if not os.path.exists("/dev/nvidiactl") and not os.path.exists("/dev/kfd"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # no GPU: Triton's kernels run in its interpreter
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else every fork in a test warns
 
 # A shell that starts us in the background has SIGINT ignored, and so would every program that a test sends Ctrl-C to.

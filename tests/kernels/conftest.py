@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from kernels.errors import KernelsUnavailable
 from kernels.table import Backend, Ops, ops_for
@@ -21,7 +23,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=[Backend.TORCH, Backend.C])
+@pytest.fixture(params=list(Backend))
 def ops_of(request: pytest.FixtureRequest) -> OpsFor:
     """dtype -> Ops of each backend in turn; one that can't be had here is skipped, and the reason printed."""
     backend: Backend = request.param
@@ -30,3 +32,25 @@ def ops_of(request: pytest.FixtureRequest) -> OpsFor:
     except KernelsUnavailable as error:
         pytest.skip(f"no backend {backend}: {error}")
     return lambda dtype: ops_for(backend, dtype)
+
+
+@pytest.fixture(params=[Backend.TORCH, Backend.C])
+def cpu_ops_of(request: pytest.FixtureRequest) -> OpsFor:
+    """As ops_of, of the backends that are fast enough here for thousands of rows."""
+    backend: Backend = request.param
+    try:
+        ops_for(backend)
+    except KernelsUnavailable as error:
+        pytest.skip(f"no backend {backend}: {error}")
+    return lambda dtype: ops_for(backend, dtype)
+
+
+def interpreted(ops: Ops) -> bool:
+    """Whether these operations run in Triton's interpreter, a hundred times as slowly as others."""
+    return ops.backend is Backend.TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def examples(ops_of: OpsFor, count: int) -> settings:
+    """`count` examples, or a quarter of them in the interpreter."""
+    slow = interpreted(ops_of(torch.float32))
+    return settings(max_examples=-(-count // 4) if slow else count, deadline=None, derandomize=True, database=None)

@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.paged_attention import KEY_BLOCK
 from kernels.table import Backend, Ops, ops_for
-from tests.kernels.conftest import OpsFor
+from tests.kernels.conftest import OpsFor, examples
 from tests.kernels.paged import Row, Shape, Text, attention_in_fp64, run_attention
 
 # Half a unit in the last place, of outputs up to 4 and of the softmax weights; and sums of a thousand fp32 products.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
-
-few = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
 shapes = st.builds(
     Shape,
@@ -62,7 +60,7 @@ def batches(draw: st.DrawFn) -> tuple[Shape, list[Row], list[Row], dict[str, Any
 def test_attention_is_the_formula(ops_of: OpsFor, deterministic: bool):
     """Of any shape, lengths, window and soft-cap, decode and prefill together; NaN where no row wrote stays unseen."""
 
-    @few
+    @examples(ops_of, 30)
     @given(batches())
     def check(case: tuple[Shape, list[Row], list[Row], dict[str, Any]]) -> None:
         shape, decode, prefill, how = case
@@ -163,7 +161,7 @@ def assert_same_bits_in_any_company(
 def test_in_the_fixed_order_a_token_has_the_same_bits_in_any_company(ops_of: OpsFor):
     """As a decode row alone or among others, at the end of a chunk, inside one, with any number of threads."""
 
-    @settings(few, max_examples=8)
+    @examples(ops_of, 8)
     @given(texts())
     def check(case: tuple[Shape, int, dict[str, Any], int]) -> None:
         shape, *rest = case

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.conftest import OpsFor
+from tests.kernels.conftest import OpsFor, examples
 
 PAGE_SIZE, MAX_LEN, MAX_ROWS = 16, 100, 6
 
@@ -25,7 +25,7 @@ def plans(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[int], 
 def test_each_token_of_the_plan_is_laid_out_once_with_its_position_and_slot(ops_of: OpsFor):
     """Against loops over rows and tokens; rows that aren't in the plan hold junk that shows nowhere."""
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @examples(ops_of, 60)
     @given(plans())
     def check(case: tuple[list[int], list[int], list[int], list[int], int, int]) -> None:
         rows, computed, lens, wanted, pad_tokens, pad_logits = case

@@ -169,11 +169,17 @@ def test_a_batch_goes_into_the_tensors_of_an_earlier_one():
 STORED = [(torch.int8, 0.03), (torch.float8_e4m3fn, 0.15)]
 
 
+NARROW = pytest.mark.parametrize("backend", [Backend.TORCH, Backend.TRITON])  # C has no smaller dtypes yet
+
+
+@NARROW
 @pytest.mark.parametrize(("dtype", "tolerance"), STORED, ids=["int8", "fp8"])
 @pytest.mark.parametrize("own", [False, True], ids=["one scale", "a scale a token"])
-def test_keys_and_values_come_back_from_a_smaller_dtype(dtype: torch.dtype, tolerance: float, own: bool):
+def test_keys_and_values_come_back_from_a_smaller_dtype(
+    backend: Backend, dtype: torch.dtype, tolerance: float, own: bool
+):
     """What norm_rope_write stored, times its scales, is what a pool of the model's dtype would hold, to rounding."""
-    ops, pages = ops_for(Backend.TORCH), (2, 2, 2, 16, 32)
+    ops, pages = ops_for(backend), (2, 2, 2, 16, 32)
     qkv, angles, slots = normal(20, 6 * 32), torch.zeros(20, 32), torch.randperm(32)[:20]
     angles[:, :16] = 1.0  # no turn
     whole, small = torch.zeros(pages), torch.zeros(pages).to(dtype)
@@ -187,8 +193,9 @@ def test_keys_and_values_come_back_from_a_smaller_dtype(dtype: torch.dtype, tole
         assert int(scales.isfinite().sum()) == 20 * 4, "only the slots that were written have a scale"
 
 
+@NARROW
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast order", "fixed order"])
-def test_attention_multiplies_by_a_scale_of_each_token_and_head(deterministic: bool):
+def test_attention_multiplies_by_a_scale_of_each_token_and_head(backend: Backend, deterministic: bool):
     """As if K and V had been stored as they were; scales of slots that no token has may be NaN."""
     shape = Shape()
     text = Text.random(shape, 70, 4)
@@ -196,7 +203,7 @@ def test_attention_multiplies_by_a_scale_of_each_token_and_head(deterministic: b
     stored = Text(text.q, text.k / k_scale.unsqueeze(-1), text.v / v_scale.unsqueeze(-1))
     expected = attention_in_fp64(Row(text, 70, 3), scale=0.125)
     (got,) = run_attention(
-        ops_for(Backend.TORCH),
+        ops_for(backend),
         shape,
         [],
         [Row(replace(stored, k_scale=k_scale, v_scale=v_scale), 70, 3)],
@@ -204,3 +211,61 @@ def test_attention_multiplies_by_a_scale_of_each_token_and_head(deterministic: b
         scale=0.125,
     )
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@NARROW
+@pytest.mark.parametrize(("dtype", "tolerance"), STORED, ids=["int8", "fp8"])
+@pytest.mark.parametrize("own", [False, True], ids=["one scale", "a scale a token"])
+def test_attention_reads_what_was_stored_in_a_smaller_dtype(
+    backend: Backend, dtype: torch.dtype, tolerance: float, own: bool
+):
+    """Decode and prefill over such pages differ from those over the model's dtype by the rounding alone."""
+    ops, pages = ops_for(backend), (9, 2, 2, 16, 32)
+    lens, angles = counts(1, 1, 9), torch.zeros(40, 32)
+    angles[:, :16] = 1.0
+    outs = []
+    for kv_dtype in (FP32, dtype):
+        kv = torch.zeros(pages).to(kv_dtype)
+        scales: KvScales | None = None
+        if kv_dtype == dtype:
+            scales = torch.ones(pages[:-1]) if own else (1 / 32, 1 / 32)
+        cached = normal(9 * 16, 6 * 32, seed=3)
+        ops.norm_rope_write(
+            cached, kv, torch.zeros(144, dtype=torch.int64), torch.arange(144), angles, kv_scales=scales
+        )
+        batch = _prepare(ops, counts(2, 0, 1), lens)
+        q, out = normal(11, 4, 32), torch.full((11, 4, 32), float("nan"))
+        workspace = ops.attention_workspace(batch, pages, 4, deterministic=False)
+        for attention in (ops.decode_attention, ops.prefill_attention):
+            attention(q, kv, batch, workspace, out, scale=0.2, kv_scales=scales)
+        outs.append(out)
+    assert (outs[1] - outs[0]).abs().max() < 2 * tolerance
+    assert not torch.equal(outs[0], outs[1])
+
+
+@NARROW
+def test_pages_past_two_to_the_31_elements_are_reached(backend: Backend):
+    """Written, and read by decode and prefill, in the last pages of a pool of 2.2 GB that no one else touches."""
+    ops, pages = ops_for(backend), (1_100_000, 2, 1, 16, 64)
+    kv = torch.empty(pages, dtype=torch.int8)
+    assert kv.numel() > 2**31
+    table = torch.tensor([[pages[0] - 1, 0], [pages[0] - 2, pages[0] - 3]], dtype=torch.int32)
+    angles = torch.zeros(40, 64)
+    angles[:, :32] = 1.0
+    slots = torch.cat(
+        [table[0, 0] * 16 + torch.arange(16), table[1].long().repeat_interleave(16) * 16 + torch.arange(16).repeat(2)]
+    )
+    qkv = normal(48, 4 * 64)
+    ops.norm_rope_write(qkv, kv, torch.zeros(48, dtype=torch.int64), slots, angles, kv_scales=(1 / 32, 1 / 32))
+    batch = FlatBatch(
+        counts(0, 0, 0), counts(15, 30, 31), counts(0, 0, 0), counts(0, 1, 3), counts(16, 32), table, counts(0), 1
+    )
+    q, out = normal(3, 2, 64), torch.full((3, 2, 64), float("nan"))
+    workspace = ops.attention_workspace(batch, pages, 2, deterministic=True)
+    for attention in (ops.decode_attention, ops.prefill_attention):
+        attention(q, kv, batch, workspace, out, scale=0.2, kv_scales=(1 / 32, 1 / 32))
+    k, v = qkv.view(48, 4, 64)[:, 2:].unbind(1)
+    expected = attention_in_fp64(Row(Text(q[:1].expand(16, -1, -1), k[:16, None], v[:16, None]), 16, 1), scale=0.2)
+    torch.testing.assert_close(out[:1].double(), expected, atol=0.05, rtol=0.05)
+    text = Text(torch.cat([q[1:2].expand(31, -1, -1), q[2:]]), k[16:, None], v[16:, None])
+    torch.testing.assert_close(out[1:].double(), attention_in_fp64(Row(text, 32, 2), scale=0.2), atol=0.05, rtol=0.05)

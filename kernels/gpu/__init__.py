@@ -1,0 +1,10 @@
+"""Triton kernels for GPUs. Imported only where they run: a CPU worker's start has no use for `import triton`.
+
+ops.py               the table of these kernels, or why they can't be had here
+architectures.py     which GPU it is, and the launch parameters of each kernel on it
+interpreter.py       Triton's interpreter, made exact: how they are checked without a GPU
+attend.py            one walk over keys, which both attentions share
+decode_attention.py  decode rows, split over their keys; workspace
+prefill_attention.py chunks of prompts with what is cached before them
+norm_rope_write.py rms_norm.py silu_mul.py gelu_mul.py gather_rows.py prepare_batch.py sample.py
+"""

@@ -1,0 +1,94 @@
+"""Which GPU it is, and how each kernel is launched on it: one table, so that no kernel asks what it runs on.
+
+The figures come from what compiles without spills and keeps two pages under way (`make aot` asserts both); none has
+been tuned on hardware yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+
+class Architecture(StrEnum):
+    """The rows of the tables below. Other GPUs take the row of the nearest one with no more shared memory."""
+
+    SM_80 = "sm_80"
+    SM_90 = "sm_90"
+    SM_100 = "sm_100"
+    GFX942 = "gfx942"
+
+
+@dataclass(frozen=True)
+class AttentionLaunch:
+    """Of one attention: query rows and keys of a tile, warps, pipeline stages.
+
+    With the page number loaded in the loop Triton keeps (stages - 1) // 2 tiles of keys under way on NVIDIA's GPUs, so
+    5 is the least that copies one tile while it computes on another.
+    """
+
+    block_m: int
+    tile: int
+    warps: int
+    stages: int
+
+
+class Kind(StrEnum):
+    """What decides over a tile beside the architecture: registers, for the most part."""
+
+    SMALL = "heads up to 128"
+    LARGE = "heads up to 256"
+    NARROW = "heads up to 128, pages of a smaller dtype"
+    LARGE_NARROW = "heads up to 256, pages of a smaller dtype"
+
+    @classmethod
+    def of(cls, head_size: int, narrow: bool) -> Kind:
+        """Of heads of this size, in pages of the model's dtype or a smaller one."""
+        if head_size <= 128:
+            return cls.NARROW if narrow else cls.SMALL
+        return cls.LARGE_NARROW if narrow else cls.LARGE
+
+
+def _by_kind(*launches: tuple[int, int, int, int]) -> dict[Kind, AttentionLaunch]:
+    return {kind: AttentionLaunch(*launch) for kind, launch in zip(Kind, launches, strict=True)}
+
+
+DECODE_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
+    Architecture.SM_80: _by_kind((16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
+    Architecture.SM_90: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
+    Architecture.SM_100: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
+    Architecture.GFX942: _by_kind((16, 32, 4, 2), (16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 4, 1)),
+}
+PREFILL_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
+    Architecture.SM_80: _by_kind((128, 64, 8, 3), (64, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+    Architecture.SM_90: _by_kind((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+    Architecture.SM_100: _by_kind((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+    Architecture.GFX942: _by_kind((64, 32, 4, 1), (64, 32, 4, 1), (64, 32, 8, 1), (64, 32, 8, 1)),
+}
+EXTRA: dict[Architecture, dict[str, int]] = {
+    Architecture.SM_80: {},
+    Architecture.SM_90: {},
+    Architecture.SM_100: {},
+    Architecture.GFX942: {"waves_per_eu": 1, "matrix_instr_nonkdim": 16, "kpack": 2},
+}
+"""Options that only some compilers know, for kernels with products."""
+
+LAUNCH_PROGRAMS: dict[Architecture, int] = {
+    Architecture.SM_80: 216,
+    Architecture.SM_90: 264,
+    Architecture.SM_100: 296,
+    Architecture.GFX942: 608,
+}
+"""Two programs for each multiprocessor of the largest card: how many decode attention aims at when it splits keys."""
+
+
+def architecture(device: torch.device) -> Architecture:
+    """The row of `device`; for the CPU (Triton's interpreter) sm_80's."""
+    if device.type != "cuda":
+        return Architecture.SM_80
+    if torch.version.hip is not None:
+        return Architecture.GFX942
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: Architecture.SM_90, 10: Architecture.SM_100}.get(major, Architecture.SM_80)

@@ -1,0 +1,47 @@
+"""The table's operations in Triton: on a GPU, or in Triton's interpreter where TRITON_INTERPRET=1 asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kernels.errors import KernelsUnavailable
+
+try:
+    import triton
+except ImportError as error:
+    raise KernelsUnavailable(f"the Triton kernels need the package triton ({error}): install it") from None
+
+from kernels.gpu.decode_attention import attention_workspace, decode_attention
+from kernels.gpu.gather_rows import gather_rows
+from kernels.gpu.norm_rope_write import norm_rope_write
+from kernels.gpu.prefill_attention import prefill_attention
+from kernels.gpu.rms_norm import rms_norm
+from kernels.gpu.silu_mul import gelu_mul, silu_mul
+
+HEAD_SIZES = (64, 80, 96, 128, 256)
+PAGE_SIZES = (16, 32, 64, 128)
+
+
+def gpu_ops() -> dict[str, Any]:
+    """The operations by their names in the table. Raises KernelsUnavailable."""
+    if triton.knobs.runtime.interpret:
+        from kernels.gpu.interpreter import make_exact
+
+        make_exact()
+    elif not torch.cuda.is_available():
+        raise KernelsUnavailable(
+            "the Triton kernels need a CUDA or ROCm GPU, and torch sees none (TRITON_INTERPRET=1 runs them, slowly, in "
+            "Triton's interpreter)"
+        )
+    return {
+        "rms_norm": rms_norm,
+        "norm_rope_write": norm_rope_write,
+        "attention_workspace": attention_workspace,
+        "decode_attention": decode_attention,
+        "prefill_attention": prefill_attention,
+        "silu_mul": silu_mul,
+        "gelu_mul": gelu_mul,
+        "gather_rows": gather_rows,
+    }

@@ -1,0 +1,145 @@
+"""The launches to compile: each case calls launchers as the engine does, on tensors of true shapes, empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.gpu.architectures import Architecture
+from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_attention
+from kernels.gpu.gather_rows import gather_rows
+from kernels.gpu.norm_rope_write import norm_rope_write
+from kernels.gpu.prefill_attention import prefill_attention
+from kernels.gpu.rms_norm import rms_norm
+from kernels.gpu.silu_mul import gelu_mul, silu_mul
+from kernels.kv_scales import KvScales
+from kernels.prepare_batch import FlatBatch
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+Case = Callable[[Architecture], object]
+
+
+def fp8(target: Architecture) -> torch.dtype:
+    """The fp8 that a target computes in; sm_80 has none, there K/V are int8."""
+    if target is Architecture.GFX942:
+        return torch.float8_e4m3fnuz
+    return torch.int8 if target is Architecture.SM_80 else torch.float8_e4m3fn
+
+
+def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def batch_of(decode: int, prefill: int, pages: int) -> FlatBatch:
+    rows, tokens = decode + prefill, decode + 64 * prefill
+    long = torch.int64
+    return FlatBatch(
+        input_ids=empty(tokens, dtype=long),
+        positions=empty(tokens, dtype=long),
+        slot_mapping=empty(tokens, dtype=long),
+        query_start=empty(rows + 1, dtype=long),
+        seq_lens=empty(rows, dtype=long),
+        page_table=empty(rows, pages, dtype=torch.int32),
+        logits_index=empty(rows, dtype=long),
+        num_decode=decode,
+    )
+
+
+def attention(
+    kind: str,
+    *,
+    D: int = 128,
+    group: int = 4,
+    kv_heads: int = 8,
+    page_size: int = 32,
+    dtype: torch.dtype = BF16,
+    stored: str | None = None,
+    fixed: bool = False,
+    **how: Any,
+) -> Case:
+    """A decode or prefill attention; stored: `fp8` with a scale a layer, `int8` with one a token and head."""
+
+    def call(target: Architecture) -> None:
+        decode, prefill = (16, 0) if kind == "decode" else (0, 4)
+        batch = batch_of(decode, prefill, 64)
+        kv_dtype = {None: dtype, "fp8": fp8(target), "int8": torch.int8}[stored]
+        kv = empty(64, 2, kv_heads, page_size, D, dtype=kv_dtype)
+        q = empty(len(batch.input_ids), group * kv_heads, D, dtype=dtype)
+        scales: dict[str | None, KvScales | None] = {
+            None: None, "fp8": (0.5, 0.5), "int8": empty(64, 2, kv_heads, page_size, dtype=FP32),
+        }  # fmt: skip
+        workspace: Workspace = attention_workspace(batch, tuple(kv.shape), q.shape[1], deterministic=fixed)
+        run = decode_attention if kind == "decode" else prefill_attention
+        run(
+            q, kv, batch, replace(workspace, architecture=target), torch.empty_like(q), scale=0.1,
+            kv_scales=scales[stored], **how,
+        )  # fmt: skip
+
+    return call
+
+
+def rope(*, normed: bool, stored: str | None = None, D: int = 128, dtype: torch.dtype = BF16) -> Case:
+    def call(target: Architecture) -> None:
+        kv_dtype = {None: dtype, "fp8": fp8(target), "int8": torch.int8}[stored]
+        weight = empty(D, dtype=dtype) if normed else None
+        scales: dict[str | None, KvScales | None] = {
+            None: None, "fp8": (0.5, 0.5), "int8": empty(64, 2, 8, 32, dtype=FP32),
+        }  # fmt: skip
+        norm_rope_write(
+            empty(16, 48 * D, dtype=dtype), empty(64, 2, 8, 32, D, dtype=kv_dtype), empty(16, dtype=torch.int64),
+            empty(16, dtype=torch.int64), empty(64, D, dtype=FP32), q_norm=weight, k_norm=weight, eps=1e-6,
+            kv_scales=scales[stored],
+        )  # fmt: skip
+
+    return call
+
+
+CASES: dict[str, Case] = {
+    **{
+        f"attention {kind}, D {D}, {group} heads a key head": attention(kind, D=D, group=group)
+        for kind in ("decode", "prefill")
+        for D, group in ((128, 4), (128, 2), (64, 8), (80, 1), (96, 7), (256, 16))
+    },
+    **{
+        f"attention {kind}, window and soft-cap": attention(kind, window=4096, soft_cap=50.0)
+        for kind in ("decode", "prefill")
+    },
+    **{f"attention {kind}, pages of {size}": attention(kind, page_size=size)
+       for kind in ("decode", "prefill") for size in (16, 64)},
+    **{f"attention {kind}, fp16": attention(kind, dtype=FP16) for kind in ("decode", "prefill")},
+    **{f"attention {kind}, {stored} pages": attention(kind, stored=stored)
+       for kind in ("decode", "prefill") for stored in ("fp8", "int8")},
+    **{f"attention {kind}, fixed order": attention(kind, fixed=True) for kind in ("decode", "prefill")},
+    **{f"attention {kind}, fixed order, D 256": attention(kind, fixed=True, D=256) for kind in ("decode", "prefill")},
+    "norm_rope_write": rope(normed=False),
+    "norm_rope_write, norms": rope(normed=True),
+    "norm_rope_write, norms, fp8 pages": rope(normed=True, stored="fp8"),
+    "norm_rope_write, int8 pages": rope(normed=False, stored="int8"),
+    "norm_rope_write, D 80": rope(normed=False, D=80),
+    "rms_norm": lambda target: rms_norm(empty(16, 4096), empty(4096), 1e-5),
+    "rms_norm, residual": lambda target: rms_norm(empty(16, 4096), empty(4096), 1e-5, empty(16, 4096)),
+    "rms_norm, 16384 wide": lambda target: rms_norm(empty(4, 16384), empty(16384), 1e-5, empty(4, 16384)),
+    "silu_mul": lambda target: silu_mul(empty(16, 28672)),
+    "gelu_mul": lambda target: gelu_mul(empty(16, 28672)),
+    "gather_rows": lambda target: gather_rows(empty(16, 4096), empty(4, dtype=torch.int64)),
+}  # fmt: skip
+
+QUICK = {
+    "attention decode, D 128, 4 heads a key head",
+    "attention prefill, D 128, 4 heads a key head",
+    "attention decode, D 256, 16 heads a key head",
+    "attention prefill, D 256, 16 heads a key head",
+    "attention decode, window and soft-cap",
+    "attention decode, int8 pages",
+    "attention decode, fixed order",
+    "attention prefill, fixed order",
+    "norm_rope_write, norms, fp8 pages",
+    "rms_norm, residual",
+    "silu_mul",
+    "gather_rows",
+}
+"""What `make test` compiles: at most 120 in all, within two minutes on two cores."""
