@@ -108,7 +108,7 @@ def key_of(args: Sequence[Any]) -> bytes | None:
     name, *_ = str(args[0]).upper().split()
     if name in KEYLESS:
         return None
-    if name in ("EVAL", "EVALSHA"):
+    if name in ("EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO"):
         at = 3 if int(args[2]) else 0
     elif name in ("XREAD", "XREADGROUP"):
         words = [word.upper() if isinstance(word, str | bytes) else word for word in args]

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import redis as sync_redis
 import redis.asyncio as async_redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from producer.errors import SlipstreamError
 
@@ -30,14 +30,18 @@ class Script:
     name: str
     text: str
     sha: str
+    reads_only: bool = False
+    """Whether its text says that it has no effects. Redis holds it to that where its user may only read."""
 
 
 @cache
 def script(name: str) -> Script:
     """scripts/<name>.lua, read once."""
     folder = resources.files("producer") / "scripts"
-    text = (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
-    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    own = (folder / f"{name}.lua").read_text()
+    text = (folder / "prelude.lua").read_text() + own
+    sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    return Script(name, text, sha, reads_only="\n-- effects none\n" in own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +67,47 @@ class Call(Generic[T]):
 def run(redis: sync_redis.Redis, call: Call[T]) -> T:
     """Run one call. Raises what `call.parse` raises, and redis.RedisError."""
     try:
-        answer: Any = redis.evalsha(*call.evalsha)
-    except NoScriptError:
-        answer = redis.eval(*call.eval)
-    return call.parse(answer)
+        return call.parse(redis.evalsha(*call.evalsha))
+    except (NoScriptError, NoPermissionError) as error:
+        refused = error
+    return call.parse(_once_more(redis, call, refused))
 
 
 async def arun(redis: async_redis.Redis, call: Call[T]) -> T:
     """`run`, awaited."""
     try:
-        answer: Any = await redis.evalsha(*call.evalsha)
+        return call.parse(await redis.evalsha(*call.evalsha))
+    except (NoScriptError, NoPermissionError) as error:
+        refused = error
+    return call.parse(await aonce_more(redis, call, refused))
+
+
+def _once_more(redis: sync_redis.Redis, call: Call[Any], refused: ResponseError) -> Any:
+    """The answer to a call that was refused: its script was not known here, or its user may only read."""
+    if isinstance(refused, NoScriptError):
+        return redis.eval(*call.eval)
+    if not call.script.reads_only:
+        raise refused
+    try:
+        return redis.evalsha_ro(*call.evalsha)
     except NoScriptError:
-        answer = await redis.eval(*call.eval)
-    return call.parse(answer)
+        return redis.eval_ro(*call.eval)
+    except ResponseError:  # before 7.0 there is no such command
+        raise refused from None
+
+
+async def aonce_more(redis: async_redis.Redis, call: Call[Any], refused: ResponseError) -> Any:
+    """`_once_more`, awaited."""
+    if isinstance(refused, NoScriptError):
+        return await redis.eval(*call.eval)
+    if not call.script.reads_only:
+        raise refused
+    try:
+        return await redis.evalsha_ro(*call.evalsha)
+    except NoScriptError:
+        return await redis.eval_ro(*call.eval)
+    except ResponseError:
+        raise refused from None
 
 
 def run_many(redis: sync_redis.Redis, calls: Sequence[Call[T]]) -> list[T | SlipstreamError]:
@@ -87,9 +119,15 @@ def run_many(redis: sync_redis.Redis, calls: Sequence[Call[T]]) -> list[T | Slip
         for call in calls:
             pipeline.evalsha(*call.evalsha)
         answers = pipeline.execute(raise_on_error=False)
+    if unknown := [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]:
+        with redis.pipeline(transaction=False) as pipeline:
+            for index, is_told in zip(unknown, _are_told([calls[index] for index in unknown]), strict=True):
+                pipeline.evalsha(*calls[index].evalsha) if is_told else pipeline.eval(*calls[index].eval)
+            for index, answer in zip(unknown, pipeline.execute(raise_on_error=False), strict=True):
+                answers[index] = answer
     for index, answer in enumerate(answers):
-        if isinstance(answer, NoScriptError):
-            answers[index] = redis.eval(*calls[index].eval)
+        if isinstance(answer, NoPermissionError):
+            answers[index] = _once_more(redis, calls[index], answer)
     return _parse_all(calls, answers)
 
 
@@ -99,10 +137,27 @@ async def arun_many(redis: async_redis.Redis, calls: Sequence[Call[T]]) -> list[
         for call in calls:
             pipeline.evalsha(*call.evalsha)
         answers = await pipeline.execute(raise_on_error=False)
+    if unknown := [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]:
+        async with redis.pipeline(transaction=False) as pipeline:
+            for index, is_told in zip(unknown, _are_told([calls[index] for index in unknown]), strict=True):
+                pipeline.evalsha(*calls[index].evalsha) if is_told else pipeline.eval(*calls[index].eval)
+            for index, answer in zip(unknown, await pipeline.execute(raise_on_error=False), strict=True):
+                answers[index] = answer
     for index, answer in enumerate(answers):
-        if isinstance(answer, NoScriptError):
-            answers[index] = await redis.eval(*calls[index].eval)
+        if isinstance(answer, NoPermissionError):
+            answers[index] = await aonce_more(redis, calls[index], answer)
     return _parse_all(calls, answers)
+
+
+def _are_told(calls: Sequence[Call[Any]]) -> list[bool]:
+    """For each call whether an earlier one brings its script to the same node of a cluster, by its keys' hash tag."""
+    told: set[tuple[str, str]] = set()
+    answers = []
+    for call in calls:
+        place = (call.script.sha, call.keys[0].partition("}")[0])
+        answers.append(place in told)
+        told.add(place)
+    return answers
 
 
 def _parse_all(calls: Sequence[Call[T]], answers: list[Any]) -> list[T | SlipstreamError]:

@@ -87,12 +87,16 @@ def test_asyncio_reaches_all_partitions_too(cluster_url, echo_workers):
 
 
 def test_scripts_that_a_node_has_forgotten_are_sent_again(cluster, cluster_desks):
-    """NOSCRIPT comes from each node by itself, also in the middle of a batch that goes to all of them."""
-    batch = [calls.enqueue(cluster_desks[job.partition].keys, job) for job in jobs(2 * PARTITIONS)]
-    with redis.Redis(port=cluster.nodes[0].port) as node:
+    """NOSCRIPT comes from each node by itself, amid a batch that goes to all; its text is sent once to a partition."""
+    batch = [calls.enqueue(cluster_desks[job.partition].keys, job) for job in jobs(6 * PARTITIONS)]
+    home = cluster.node_of(slot_of(cluster_desks[0].keys))
+    here = [desk for desk in cluster_desks if cluster.node_of(slot_of(desk.keys)) is home]
+    with redis.Redis(port=home.port) as node:
         assert all(not answer.duplicate for answer in calls.run_many(cluster_desks[0].redis, batch))
         node.script_flush()
+        node.config_resetstat()
         assert all(answer.duplicate for answer in calls.run_many(cluster_desks[0].redis, batch))
+        assert node.info("commandstats")["cmdstat_eval"]["calls"] == len(here)
 
 
 def test_a_slot_that_has_moved_is_found(cluster, moving):
