@@ -41,14 +41,14 @@ class Role:
 
 ROLES = {
     "producer": Role(
-        ("enqueue", "stop", "status", "wake"),
+        ("enqueue", "stop", "status"),
         ("get", "xread"),
         ("job", "tokens", "result"),
         ("waiting", "ready", "running"),
-        ("lane:*", "counts", "deadlines", "delayed", "control", "dead", "workers", "wake:*"),
+        ("lane:*", "counts", "deadlines", "delayed", "control", "dead", "workers"),
     ),
     "worker": Role(
-        tuple(sorted({path.stem for path in SCRIPTS.glob("*.lua")} - {"prelude", "enqueue", "requeued", "wake"})),
+        tuple(sorted({path.stem for path in SCRIPTS.glob("*.lua")} - {"prelude", "enqueue", "requeued"})),
         ("xread",),
         of_queue=("*",),
     ),

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import redis
 import yaml
 
 from ops import redis_server
+from producer.address import redact
 from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,12 +61,31 @@ def image_environment(stage: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for rest in rest_of(stage, "ENV") for pair in rest.split())
 
 
+MOUNTED = {target: source for source, target, *_ in (v.split(":") for v in REDIS["volumes"]) if source.startswith(".")}
+
+
+def here(path: str) -> Path:
+    """The file of this tree that a container sees at `path`."""
+    (folder,) = (folder for folder in MOUNTED if path.startswith(f"{folder}/"))
+    return ROOT / MOUNTED[folder] / path.removeprefix(f"{folder}/")
+
+
 def redis_flags() -> dict[str, str]:
-    """The settings compose.yaml gives to redis-server, by name."""
-    program, *words = REDIS["command"]
+    """The settings compose.yaml gives to redis-server beside its file, by name; as they are outside of a container."""
+    program, _, *words = REDIS["command"]
     assert program == "redis-server"
     assert all(word.startswith("--") for word in words[::2])
-    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    flags = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    assert flags.pop("dir") in [volume.split(":")[1] for volume in REDIS["volumes"]]
+    return {**flags, "aclfile": str(here(flags["aclfile"])), "bind": "127.0.0.1"}
+
+
+@pytest.fixture
+def composed_redis() -> Iterator[redis_server.RedisServer]:
+    """A real redis-server with the file, the users and the settings of compose.yaml."""
+    conf = here(REDIS["command"][1]).read_text()
+    with redis_server.launch(redis_flags(), conf=conf, login=("operator", "operator")) as server:
+        yield server
 
 
 def in_bytes(value: str) -> str:
@@ -115,7 +136,7 @@ def test_every_variable_is_a_setting_the_worker_takes(image: str):
     assert answer.returncode == 0, answer.stderr
     read: dict[str, Any] = json.loads(answer.stdout)
     for variable, value in environment.items():
-        assert str(read[fields[variable]]).removesuffix(".0") == value, variable
+        assert str(read[fields[variable]]).removesuffix(".0") == redact(value), variable
 
 
 def test_every_other_variable_of_compose_is_one_that_is_used():
@@ -137,27 +158,39 @@ def test_every_path_and_volume_of_compose_exists():
     assert (ROOT / targets[WORKER["environment"]["SLIPSTREAM_MODEL"]] / "config.json").exists()
 
 
-def test_redis_takes_every_setting_and_keeps_what_it_is_given():
+def test_redis_takes_every_setting_and_keeps_what_it_is_given(composed_redis: redis_server.RedisServer):
     """A real redis-server starts with compose.yaml's settings and answers with the same; nothing is ever evicted."""
-    flags = redis_flags()
-    assert flags["appendonly"] == "yes"
-    assert flags["maxmemory-policy"] == "noeviction"
-    with redis_server.start(config=flags) as server, redis.Redis(port=server.port, decode_responses=True) as client:
-        for name, value in flags.items():
+    wanted = {**redis_flags(), "appendonly": "yes", "maxmemory-policy": "noeviction"}
+    with redis.Redis(
+        port=composed_redis.port, username="operator", password="operator", decode_responses=True
+    ) as client:
+        for name, value in wanted.items():
             assert client.config_get(name) == {name: in_bytes(value)}
+
+
+def test_every_login_of_compose_is_one_of_its_redis(composed_redis: redis_server.RedisServer):
+    """The worker's, that of the health check, and the one its first lines tell; and none is open to anybody."""
+    said = (ROOT / "compose.yaml").read_text()
+    logins = re.findall(r"redis://(\w+):(\w+)@", said) + re.findall(r"--user (\w+) --pass (\w+)", said)
+    assert {name for name, _ in logins} == {"worker", "producer", "operator"}
+    for name, password in logins:
+        with redis.Redis(port=composed_redis.port, username=name, password=password) as client:
+            assert client.ping()
+    with redis.Redis(port=composed_redis.port) as nobody, pytest.raises(redis.AuthenticationError):
+        nobody.ping()
 
 
 def test_any_number_of_workers_waits_for_a_redis_that_answers():
     """Workers have no name and no port of their own, find Redis by its service's name, and start once it is healthy."""
     assert "container_name" not in WORKER
     assert "ports" not in WORKER
-    assert WORKER["environment"]["SLIPSTREAM_REDIS"].startswith("redis://redis:6379")
+    assert WORKER["environment"]["SLIPSTREAM_REDIS"].endswith("@redis:6379/0")
     assert WORKER["depends_on"]["redis"]["condition"] == "service_healthy"
-    assert "redis-cli ping" in " ".join(REDIS["healthcheck"]["test"])
+    assert re.search(r"redis-cli .*ping \| grep -q PONG", " ".join(REDIS["healthcheck"]["test"]))
 
 
 def test_redis_is_open_to_this_machine_alone():
-    """Without a password the port is bound to loopback."""
+    """With passwords that anybody can guess the port is bound to loopback."""
     assert all(port.startswith("127.0.0.1:") for port in REDIS["ports"])
 
 
