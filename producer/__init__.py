@@ -1,7 +1,8 @@
 """What other services import to push generation jobs and read their tokens. No torch in here.
 
 client.py      Producer and AsyncProducer: submit, stream, result, cancel, status
-cli.py         the command line, `slipstream`
+dead_letters.py  what operators do with jobs that nobody answers any more
+cli.py         the command line, `slipstream`; cli_dead.py: `slipstream dead`; cli_setup.py: what its commands share
 protocol.py    what lies in Redis (the table); Job, SamplingParams, events, Result
 errors.py      everything that is raised, as one tree
 keys.py        the names of keys and jobs

@@ -1,7 +1,7 @@
 """The command line `slipstream`: submit a job, follow it, get its result, cancel it, look at it.
 
 Text goes to standard output and everything about it to standard error, so that output can be piped; with --json,
-standard output is one JSON object per line. Whatever goes wrong is one line and an exit code (EXIT_CODES).
+standard output is one JSON object per line. Whatever goes wrong is one line and an exit code (cli_setup.py).
 """
 
 from __future__ import annotations
@@ -9,111 +9,43 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
 from producer import errors
+from producer.cli_dead import age, dead
+from producer.cli_setup import EXIT_CODES, OF_REASON, QueueCommand, Setup
 from producer.client import Producer
-from producer.connection import DEFAULT_URL
 from producer.keys import LANES
 from producer.protocol import Ended, Event, FinishReason, Resync, Tokens
 from producer.submission import JobFields
-
-EXIT_CODES = """\b
-Exit codes:
-  0    done
-  1    the job failed, or lies among the dead letters
-  2    bad input: a flag, a field of the job, an id
-  3    Redis does not answer, or refuses
-  4    no such job, or its result is kept no longer
-  5    not ended within --timeout; the job goes on
-  6    the queue is full
-  7    the job was cancelled, or its deadline passed
-  130  interrupted; the job goes on
-"""
-OF_ERROR: dict[type[errors.SlipstreamError], int] = {
-    errors.InvalidJob: 2,
-    errors.IdempotencyConflict: 2,
-    errors.RedisUnavailable: 3,
-    errors.JobUnknown: 4,
-    errors.ResultTimeout: 5,
-    errors.QueueFull: 6,
-}
-OF_REASON: dict[FinishReason, int] = {"stop": 0, "length": 0, "failed": 1, "dead": 1, "cancelled": 7, "expired": 7}
-INTERRUPTED = 130
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """Where the queue is, and how to speak to whoever called."""
-
-    url: str
-    queue: str
-    partitions: int
-    as_json: bool
-    traceback: bool
-
-    def open(self) -> Producer:
-        """A client of the queue."""
-        return Producer(self.url, queue=self.queue, partitions=self.partitions)
-
-    def say(self, text: str, /, **fields: Any) -> None:
-        """One answer on standard output: `text`, or `fields` where JSON is wanted."""
-        click.echo(json.dumps(fields, ensure_ascii=False) if self.as_json else text)
-
-
-SETUP = (
-    click.Option(
-        ["--redis", "url"],
-        default=DEFAULT_URL,
-        show_default=True,
-        metavar="URL",
-        envvar="SLIPSTREAM_REDIS",
-        show_envvar=True,
-    ),
-    click.Option(["--queue"], default="default", show_default=True, envvar="SLIPSTREAM_QUEUE", show_envvar=True),
-    click.Option(
-        ["--partitions"],
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        envvar="SLIPSTREAM_PARTITIONS",
-        show_envvar=True,
-    ),
-    click.Option(["--json", "as_json"], is_flag=True, help="Answer in JSON, one object per line."),
-    click.Option(["--traceback"], is_flag=True, help="Show where an error came from."),
-)
-
-
-class QueueCommand(click.Command):
-    """A command with the options of SETUP, gathered in its argument `setup`, and whose failures are one line."""
-
-    def __init__(self, name: str | None, params: list[click.Parameter], **more: Any) -> None:
-        super().__init__(name, params=[*params, *SETUP], **more | {"epilog": EXIT_CODES})
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; turn an error into its line and its exit code."""
-        setup = Setup(**{field.name: ctx.params.pop(field.name) for field in dataclasses.fields(Setup)})
-        ctx.params["setup"] = setup
-        try:
-            return super().invoke(ctx)
-        except errors.SlipstreamError as error:
-            if setup.traceback:
-                raise
-            if setup.as_json:
-                setup.say("", error=type(error).__name__, message=str(error))
-            click.echo(f"slipstream: {error}", err=True)
-            ctx.exit(next((code for kind, code in OF_ERROR.items() if isinstance(error, kind)), 1))
-        except KeyboardInterrupt:
-            ctx.exit(INTERRUPTED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(package_name="slipstream")
 def main() -> None:
     """Generation jobs on a queue: push them, follow their tokens, get their answers."""
+
+
+main.add_command(dead)
+
+
+def moment(text: str) -> float:
+    """Unix seconds of +90s, +15m, +2h, +7d from now, an ISO time (UTC where it says nothing else), or Unix seconds."""
+    if text.startswith("+"):
+        return time.time() + age(text[1:])
+    with suppress(ValueError):
+        return float(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"expected +30s, +2h, an ISO time or Unix seconds, got {text!r}") from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 @main.command(cls=QueueCommand)
@@ -136,6 +68,10 @@ def main() -> None:
 @click.option("--lane", type=click.Choice(LANES))
 @click.option("--tenant")
 @click.option("--result-ttl", type=float, metavar="SECONDS", help="Keep events and result this long after the end.")
+@click.option("--not-before", type=moment, help="Run no earlier: +30s, +2h, an ISO time, or Unix seconds.")
+@click.option("--deadline", type=moment, help="End as expired if not done by then: the same forms.")
+@click.option("--idempotency-key", help="A second submit under the key, from the same tenant, is the first job.")
+@click.option("--idempotency-ttl", type=float, metavar="SECONDS", help="Remember the key this long after the end.")
 @click.option("--id", help="Your own id, <partition>.<tenant>.<random>; a second submit under it is the same job.")
 def submit(setup: Setup, stream: bool, **given: Any) -> None:
     """Submit a job and print its id, or with --stream its text.
@@ -193,8 +129,12 @@ def cancel(setup: Setup, job: str, reason: str) -> None:
 def status(setup: Setup, job: str) -> None:
     """Say where a job stands."""
     with setup.open() as producer:
-        fields = dataclasses.asdict(producer.status(job))
-    setup.say("\n".join(f"{name:<11} {value}" for name, value in fields.items() if value is not None), **fields)
+        found = producer.status(job)
+    fields = dataclasses.asdict(found)
+    shown = {name: value for name, value in fields.items() if value is not None and name != "history"}
+    lines = [f"{name:<11} {value}" for name, value in shown.items()]
+    lines += [f"history     {line.at:.3f} at token {line.offset}: {line.what}" for line in found.history]
+    setup.say("\n".join(lines), **fields)
 
 
 def _prompt(prompt: str | None, file: Path | None, messages: str | None, token_ids: str | None) -> dict[str, Any]:

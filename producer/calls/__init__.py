@@ -4,13 +4,13 @@ script.py    a script as a value; run, arun, run_many, arun_many
 submit.py    enqueue, cancel, expire, status, depth
 take.py      ensure_group, pull, reclaim, claim, alone, resolve, renew, hand_back, retry, discard
 publish.py   publish, finish
-house.py     due, promote, heal, refill, tidy
+house.py     due, promote, heal, refill, tidy, clock
 dead.py      dead letters: read_letters, settle
 presence.py  heartbeat, workers, wait_for_work, await_work
 """
 
 from producer.calls.dead import DeadLetter, read_letters, settle
-from producer.calls.house import Due, due, heal, promote, refill, tidy
+from producer.calls.house import Due, clock, due, heal, promote, refill, tidy
 from producer.calls.presence import await_work, heartbeat, wait_for_work, workers
 from producer.calls.publish import Publication, PublishReply, finish, publish
 from producer.calls.script import Call, arun, arun_many, run, run_many
@@ -73,6 +73,7 @@ __all__ = [
     "await_work",
     "cancel",
     "claim",
+    "clock",
     "depth",
     "discard",
     "due",

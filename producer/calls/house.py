@@ -58,3 +58,8 @@ def tidy(keys: Keys, *, gone_after_s: float = GONE_AFTER_S, keep_dead_s: float =
     """Forget consumers that are gone and old dead letters; how many consumers."""
     args = (GROUP, round(gone_after_s * 1000), HANDOFF, round(keep_dead_s * 1000))
     return Call(script("tidy"), (*keys.lanes, keys.workers, keys.dead), args, int)
+
+
+def clock(keys: Keys) -> Call[float]:
+    """Redis' clock, in Unix seconds."""
+    return Call(script("clock"), keys.lanes, (), lambda answer: int(answer) / 1000)

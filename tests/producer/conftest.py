@@ -25,13 +25,13 @@ class Desk:
 
     def __init__(self, connection: redis.Redis, keys: Keys, window: int = 1_000_000) -> None:
         """window: how many of a tenant's jobs may stand on the lanes; here it is no test's business but one's own."""
-        self.redis, self.keys, self._window = connection, keys, window
+        self.redis, self.keys = connection, keys
+        self.redis.hset(keys.control, "tenant_window", window)
 
     def run(self, call: calls.Call[T]) -> T:
         return calls.run(self.redis, call)
 
     def submit(self, **fields: Any) -> str:
-        self.redis.hset(self.keys.control, "tenant_window", self._window)
         return self.run(calls.enqueue(self.keys, Job(**{"prompt": "hello", **fields}))).job_id
 
     def pull(self, consumer: str, room: int = 1, **more: Any) -> list[Delivery]:
