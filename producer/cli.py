@@ -18,6 +18,7 @@ from typing import Any, cast
 import click
 
 from producer import errors
+from producer.cli_control import control, script
 from producer.cli_dead import age, dead
 from producer.cli_setup import EXIT_CODES, OF_REASON, QueueCommand, Setup
 from producer.client import Producer
@@ -32,7 +33,8 @@ def main() -> None:
     """Generation jobs on a queue: push them, follow their tokens, get their answers."""
 
 
-main.add_command(dead)
+for command in (dead, control, script):
+    main.add_command(command)
 
 
 def moment(text: str) -> float:
