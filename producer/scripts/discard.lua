@@ -12,8 +12,8 @@ local job = redis.call('HMGET', JOB, 'state', 'epoch', 'payload', 'history')
 local is_live = job[1] == 'queued' or job[1] == 'running' or job[1] == 'delayed'
 if is_live or not job[1] then bury(id, ARGV[7], job[3], job[4]) end
 if is_live then
-  local _, offset = tail(TOKENS)
-  local epoch = next_epoch(job[2], TOKENS)
+  local newest, offset = tail(TOKENS)
+  local epoch = next_epoch(job[2], newest, now_ms())
   append(TOKENS, epoch, offset, 'e', ARGV[6])
   conclude(id, tenant, 'dead', epoch, offset)
 else

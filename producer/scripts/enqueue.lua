@@ -15,14 +15,15 @@ if known[1] or known[2] then
 end
 local now = now_ms()
 local due, deadline = tonumber(ARGV[8]), tonumber(ARGV[9])
-local latest = math.max(now, due) + limit('max_age', tonumber(ARGV[12]))
+local set = redis.call('HMGET', CONTROL, 'max_depth', 'max_bytes', 'max_age', tenant .. ':queued', 'tenant_queued')
+local counted = redis.call('HMGET', COUNTS, '/bytes', '/memory_at', '/memory')
+local latest = math.max(now, due) + tonumber(set[3] or ARGV[12])
 if deadline == 0 or deadline > latest then deadline = latest end
 if deadline <= now then return {'late', whole(now)} end
 
 -- What Redis has left, looked at once a second: past 80 % of maxmemory nothing new comes in, so that what runs can end.
 local function memory_share()
-  local seen = redis.call('HMGET', COUNTS, '/memory_at', '/memory')
-  if (tonumber(seen[1]) or 0) + 1000 > now then return tonumber(seen[2]) end
+  if (tonumber(counted[2]) or 0) + 1000 > now then return tonumber(counted[3]) end
   local info = redis.pcall('INFO', 'memory')
   info = type(info) == 'string' and info or ''
   local used, most = string.match(info, 'used_memory:(%d+)'), tonumber(string.match(info, 'maxmemory:(%d+)')) or 0
@@ -45,13 +46,13 @@ local function full(what, figure, most)
   return {'full', what, whole(figure), whole(most), whole(math.max(50, math.min(30000, wait)))}
 end
 
-local depth, max_depth = redis.call('ZCARD', DEADLINES), limit('max_depth', tonumber(ARGV[10]))
+local depth, max_depth = redis.call('ZCARD', DEADLINES), tonumber(set[1] or ARGV[10])
 if depth >= max_depth then return full('depth', depth, max_depth) end
-local bytes, max_bytes = (tonumber(redis.call('HGET', COUNTS, '/bytes')) or 0) + #payload, limit('max_bytes', tonumber(ARGV[11]))
+local bytes, max_bytes = (tonumber(counted[1]) or 0) + #payload, tonumber(set[2] or ARGV[11])
 if bytes > max_bytes then return full('bytes', bytes, max_bytes) end
 local share = memory_share()
 if share >= 80 then return full('memory', share, 80) end
-local queued_most = limit('queued', nil, tenant) or limit('tenant_queued', nil)
+local queued_most = tonumber(set[4]) or tonumber(set[5])
 if queued_most then
   local queued = redis.call('ZCARD', WAITING) + redis.call('HLEN', READY)
   if queued >= queued_most then return full('tenant', queued, queued_most) end
@@ -62,8 +63,8 @@ redis.call('HSET', JOB, 'state', later and 'delayed' or 'queued', 'lane', lane, 
   'digest', ARGV[5], 'epoch', '0', 'owner', '', 'deliveries', '0', 'result_ttl', ARGV[6], 'keep', ARGV[7],
   'queued_at', whole(now), 'deadline', whole(deadline))
 redis.call('ZADD', DEADLINES, whole(deadline), id)
-redis.call('PERSIST', COUNTS)
 redis.call('HINCRBY', COUNTS, '/bytes', #payload)
+if depth == 0 then redis.call('PERSIST', COUNTS) end
 if later then
   redis.call('HSET', JOB, 'due', whole(due))
   redis.call('ZADD', DELAYED, whole(due), id)

@@ -20,10 +20,10 @@ local function tail(tokens)
   return tonumber(epoch), tonumber(offset)
 end
 
--- An epoch above all there were: also above the clock, so that a number lost in a failover is not given out again soon.
-local function next_epoch(old, tokens)
-  local newest = tail(tokens)
-  return math.max(tonumber(old) or 0, newest, now_ms() - 1) + 1
+-- An epoch above all there were, the hash's and the last event's: also above the clock, so that a number lost in a failover
+-- is not given out again soon.
+local function next_epoch(old, newest, now)
+  return math.max(tonumber(old) or 0, newest, now - 1) + 1
 end
 
 -- Whether (epoch, consumer) is the owner of a job.
@@ -79,11 +79,15 @@ local function append(tokens, epoch, offset, ...)
   return true
 end
 
--- Add a line to a job's history, the oldest going where it would grow past 6 KB: `<ms> <offset> <what>`.
-local function note(job, offset, what)
-  local history = redis.call('HGET', job, 'history') or ''
+-- A history with another line, `<ms> <offset> <what>`; the oldest go where it would grow past 6 KB.
+local function noted(history, now, offset, what)
+  history = history or ''
   while #history > 6000 do history = string.match(history, '^[^\n]*\n(.*)$') or '' end
-  redis.call('HSET', job, 'history', history .. whole(now_ms()) .. ' ' .. whole(offset) .. ' ' .. what .. '\n')
+  return history .. whole(now) .. ' ' .. whole(offset) .. ' ' .. what .. '\n'
+end
+
+local function note(job, offset, what)
+  redis.call('HSET', job, 'history', noted(redis.call('HGET', job, 'history'), now_ms(), offset, what))
 end
 
 -- What follows is for scripts about one job, whose keys are, in this order (Keys.about):
@@ -94,12 +98,6 @@ local COUNTS, DEADLINES, DELAYED, CONTROL, DEAD, WORKERS = KEYS[10], KEYS[11], K
 local LANE = {high = KEYS[4], normal = KEYS[5], low = KEYS[6]}
 local HANDICAP_MS = {high = 0, normal = 30000, low = 120000}
 
--- A number that operators may set, for one tenant (`<tenant>:<name>`) or for all.
-local function limit(name, default, tenant)
-  local set = tenant and redis.call('HGET', CONTROL, tenant .. ':' .. name) or redis.call('HGET', CONTROL, name)
-  return tonumber(set) or default
-end
-
 -- Add to a count; at zero it goes.
 local function count(name, by)
   if redis.call('HINCRBY', COUNTS, name, by) == 0 then redis.call('HDEL', COUNTS, name) end
@@ -109,8 +107,9 @@ end
 -- comes new waits behind a bounded number of each tenant's; with those that run they are at most `tenant_running`.
 local function has_turn(tenant)
   local ready = redis.call('HLEN', READY)
-  if ready >= limit('tenant_window', 64) then return false end
-  local most = limit('running', nil, tenant) or limit('tenant_running', nil)
+  local set = redis.call('HMGET', CONTROL, 'tenant_window', tenant .. ':running', 'tenant_running')
+  if ready >= (tonumber(set[1]) or 64) then return false end
+  local most = tonumber(set[2]) or tonumber(set[3])
   return not most or ready + redis.call('SCARD', RUNNING) < most
 end
 
@@ -166,9 +165,9 @@ end
 
 -- A job's end, but for its event: nobody owns it, and everything of it has a time to live.
 local function conclude(id, tenant, state, epoch, offset)
-  local job = redis.call('HMGET', JOB, 'result_ttl', 'keep', 'lane')
+  local job = redis.call('HMGET', JOB, 'result_ttl', 'keep', 'lane', 'state')
   local ttl = tonumber(job[1]) or 3600000
-  count('/bytes', -redis.call('HSTRLEN', JOB, 'payload'))
+  redis.call('HINCRBY', COUNTS, '/bytes', -redis.call('HSTRLEN', JOB, 'payload'))
   redis.call('HINCRBY', COUNTS, '/ended', 1)
   redis.call('HSET', JOB, 'state', state, 'epoch', whole(epoch), 'owner', '', 'offset', whole(offset),
     'ended_at', whole(now_ms()))
@@ -176,8 +175,8 @@ local function conclude(id, tenant, state, epoch, offset)
   redis.call('PEXPIRE', TOKENS, whole(ttl))
   redis.call('PEXPIRE', JOB, whole((tonumber(job[2]) or ttl) + 86400000))
   redis.call('ZREM', DEADLINES, id)
-  redis.call('ZREM', DELAYED, id)
-  step_out(id, tenant, job[3])
+  if job[4] == 'delayed' then redis.call('ZREM', DELAYED, id) end
+  step_out(id, tenant, job[4] == 'queued' and job[3])
   if redis.call('EXISTS', DEADLINES) == 0 then
     redis.call('HDEL', COUNTS, '/bytes')
     redis.call('EXPIRE', COUNTS, 3600)

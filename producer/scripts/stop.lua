@@ -22,9 +22,9 @@ if ARGV[4] == 'expired' and (tonumber(job[6]) or 0) > now_ms() then return {'ear
 local newest, offset = tail(TOKENS)
 if not newest then
   redis.call('DEL', TOKENS)
-  offset = 0
+  newest, offset = 0, 0
 end
-local epoch = next_epoch(job[4], TOKENS)
+local epoch = next_epoch(job[4], newest, now_ms())
 append(TOKENS, epoch, offset, 'e', ARGV[5])
 local lane, entry = LANE[job[2]], job[3]
 conclude(id, tenant, ARGV[4], epoch, offset)

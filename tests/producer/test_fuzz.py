@@ -522,7 +522,7 @@ GUARDS = {
     "no tail check in finish": ("if offset ~= start and offset ~= start + count_new then", "if false then"),
     "no nonce in claim": ("job[5] == nonce and", "false and"),
     "no nonce in cancel": ("if nonce == ARGV[6] then", "if false then"),
-    "a claim may keep the epoch": ("epoch = whole(next_epoch(epoch, TOKENS))", "epoch = whole(now_ms())"),
+    "a claim may keep the epoch": ("epoch = whole(next_epoch(epoch, newest, now))", "epoch = whole(now)"),
     "a hand-back keeps the owner": (", 'epoch', whole(tonumber(epoch) + 1), 'owner', ''", ""),
     "an end keeps the owner": ("'epoch', whole(epoch), 'owner', '', ", ""),
     "decisions are made anew": ("if stored[1] and stored[2] == ARGV[4] then", "if false then"),
