@@ -17,7 +17,7 @@ import redis as sync_redis
 import redis.asyncio as async_redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from producer.errors import SlipstreamError
+from producer.errors import SlipstreamError, Undecodable
 
 T = TypeVar("T")
 Argument = bytes | str | int
@@ -111,7 +111,8 @@ async def aonce_more(redis: async_redis.Redis, call: Call[Any], refused: Respons
 
 
 def run_many(redis: sync_redis.Redis, calls: Sequence[Call[T]]) -> list[T | SlipstreamError]:
-    """Run the calls in one round trip, each on its own: an error of ours stands where its answer would.
+    """Run the calls in one round trip, each on its own: an error of ours stands where its answer would, Undecodable
+    where a key holds what no script wrote.
 
     Raises redis.RedisError if any call could not be run; running all of them again is safe.
     """
@@ -163,6 +164,9 @@ def _are_told(calls: Sequence[Call[Any]]) -> list[bool]:
 def _parse_all(calls: Sequence[Call[T]], answers: list[Any]) -> list[T | SlipstreamError]:
     parsed: list[T | SlipstreamError] = []
     for call, answer in zip(calls, answers, strict=True):
+        if isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer):
+            parsed.append(Undecodable("job", f"a key of {call.keys[0]} and its kind holds something else ({answer})"))
+            continue
         if isinstance(answer, Exception):
             raise answer
         try:

@@ -288,15 +288,18 @@ def retry(
     )
 
 
-def discard(keys: Keys, delivery: Delivery, why: str) -> Call[None]:
-    """Make a dead letter of a job whose keys hold what is none of ours, and clear its keys away."""
+def discard(keys: Keys, delivery: Delivery, why: str, *, only_if_wrong: bool = False) -> Call[bool]:
+    """Make a dead letter of a job whose keys hold what is none of ours, and clear its keys away.
+
+    only_if_wrong: look at the keys first, and do nothing (False) if they are of the right kind.
+    """
     job_id, lane, entry = delivery
     ended = encode_ended("dead", Failure(code="broken", message=why))
     return Call(
         script("discard"),
         keys.about(job_id),
-        (GROUP, job_id, tenant_of(job_id), entry, lane, ended, "broken"),
-        lambda _: None,
+        (GROUP, job_id, tenant_of(job_id), entry, lane, ended, "broken", int(only_if_wrong)),
+        bool,
     )
 
 
