@@ -5,8 +5,10 @@ What only the worker can see ends the job as `failed`, with the same kind of sen
 """
 
 import pytest
+import redis
 
 from producer import IdempotencyConflict, InvalidJob, Job, JobUnknown, Producer, RedisUnavailable, ResultExpired
+from tests.conftest import leaked_keys
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,15 @@ def test_results_are_kept_for_as_long_as_was_asked(queue, wait_until):
     wait_until(lambda: queue.status(job).last_event is None, 30, "the result has expired")
     with pytest.raises(ResultExpired, match="longer result_ttl"):
         queue.result(job)
+
+
+def test_nothing_stays_in_redis_for_ever(queue, url):
+    """Once its jobs have ended, every key has a time to live but those of the queue itself: its lanes and workers."""
+    queue.result(queue.submit(prompt="Count from 3 to 5"), timeout=60)
+    queue.cancel(queue.submit(prompt="Count from 3 to 5"))
+    with redis.Redis.from_url(url) as connection:
+        ours = [key for key in leaked_keys(connection) if key.startswith("{slip:default:")]
+        assert ours == []
 
 
 def test_a_wrong_id_is_unknown_and_a_wrong_address_unavailable(queue):
