@@ -6,6 +6,7 @@ where this one broke off, and asks Redis for deliveries that may have been ours 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -234,6 +235,7 @@ class Inbox:
             stream=self._text.stream(resolved.prompt_ids, resolved.stop, resolved.min_tokens),
             queued_s=max(0.0, (claimed.claimed_at_ms - claimed.queued_at_ms) / 1000),
             strikes=claimed.strikes,
+            time_left_s=(claimed.deadline_ms - claimed.claimed_at_ms) / 1000 if claimed.deadline_ms else math.inf,
         )
         if claimed.offset:
             job.resume(claimed)

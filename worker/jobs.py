@@ -5,6 +5,7 @@ Knows the protocol's words, but runs no call and knows no engine.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -177,6 +178,7 @@ class RunningJob:
     stream: TextStream
     queued_s: float  # from enqueue to this claim
     strikes: int = 0  # workers it has cost
+    time_left_s: float = math.inf  # from this claim to its deadline
     token_ids: list[int] = field(default_factory=list)  # released by the text stream: published or about to be
     texts: list[str] = field(default_factory=list)  # the text each of them added
     published: int = 0
@@ -191,6 +193,11 @@ class RunningJob:
     def job_id(self) -> str:
         """The job's id."""
         return self.delivery.job_id
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline has passed, as far as this machine's clock can tell."""
+        return time.monotonic() - self.claimed_at > self.time_left_s
 
     @property
     def is_suspect(self) -> bool:

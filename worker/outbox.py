@@ -12,7 +12,7 @@ from typing import Any
 import redis as sync_redis
 import structlog
 
-from producer.calls import Held, Publication, PublishReply, discard, publish, run, run_many
+from producer.calls import Held, Publication, PublishReply, discard, expire, publish, run, run_many
 from producer.errors import SlipstreamError
 from producer.keys import Keys
 from worker.jobs import Refusal, RunningJob
@@ -91,11 +91,17 @@ class Outbox:
         is lost, flush again.
         """
         self.urgent = False
+        self._expire([job for job in self.jobs.values() if job.is_late and not job.has_ended])
         self._publish([job for job in self.jobs.values() if not job.has_ended])
         self._finish([job for job in self.jobs.values() if job.has_ended])
         self._finish_refused()
         lost, self._lost = self._lost, []
         return lost
+
+    def _expire(self, jobs: list[RunningJob]) -> None:
+        """End what is late; the publish that follows tells which jobs are still ours."""
+        if jobs:
+            run_many(self._redis, [expire(self._keys, job.job_id) for job in jobs])
 
     def _publish(self, jobs: list[RunningJob]) -> None:
         if not jobs:

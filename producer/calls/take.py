@@ -152,6 +152,8 @@ class Claim:
     queued_at_ms: int = 0
     claimed_at_ms: int = 0
     """Redis' clock at enqueue and at this claim."""
+    deadline_ms: int = 0
+    """When the job expires, by the same clock. 0: its hash does not say."""
     history: str = ""
     why: str = ""
     """What is broken."""
@@ -178,7 +180,20 @@ def claim(
             return Claim("broken", delivery, why=rest[0].decode())
         if outcome != b"ok":
             return Claim(outcome.decode(), delivery)
-        epoch, offset, deliveries, strikes, payload, resolved, fingerprint, queued_at, now, history, *tokens = rest
+        (
+            epoch,
+            offset,
+            deliveries,
+            strikes,
+            payload,
+            resolved,
+            fingerprint,
+            queued_at,
+            now,
+            deadline,
+            history,
+            *tokens,
+        ) = rest
         return Claim(
             "ok",
             delivery,
@@ -192,6 +207,7 @@ def claim(
             fingerprint=fingerprint.decode() if fingerprint else None,
             queued_at_ms=int(queued_at),
             claimed_at_ms=int(now),
+            deadline_ms=int(deadline),
             history=history.decode(errors="replace"),
         )
 

@@ -6,7 +6,7 @@
 --         {'lost'}: the entry is pending at another, or nobody
 --         {'late'}: its deadline has passed; end it as expired
 --         {'broken', why}: what lies at its keys is none of ours; discard it
---         {'ok', epoch, offset, deliveries, strikes, payload, resolved, fingerprint, queued_at, claimed_at, history,
+--         {'ok', epoch, offset, deliveries, strikes, payload, resolved, fingerprint, queued_at, claimed_at, deadline, history,
 --         blobs of tokens so far...}
 -- effects 1. a start event under a new epoch  2. the hash: running, owner, deliveries + 1, strikes + 1 if it is to blame
 --         3. it is one of its tenant's running ones, and the tenant's next has its turn. None if the nonce is the last.
@@ -52,7 +52,7 @@ if not resent then
 end
 
 local answer = {'ok', epoch, whole(offset), whole(deliveries), whole(strikes), job[7], job[8], job[9], job[10] or '0',
-  claimed_at, history or ''}
+  claimed_at, job[13] or '0', history or ''}
 for _, event in ipairs(offset > 0 and redis.call('XRANGE', TOKENS, '-', '+') or {}) do
   if event[2][1] == 't' then answer[#answer + 1] = event[2][2] end
 end

@@ -13,10 +13,8 @@ from producer import InvalidJob, JobExpired
 
 def test_a_running_job_ends_at_its_deadline(queue):
     """It had begun; its tokens stay readable, and its end says why there are no more."""
-    job = queue.submit(prompt="Count from 1 to 100", max_tokens=950, ignore_eos=True, deadline=time.time() + 0.5)
+    job = queue.submit(prompt="Count from 1 to 100", max_tokens=950, ignore_eos=True, deadline=time.time() + 0.3)
     *_, ended = queue.stream(job)
-    if ended.reason == "length":
-        pytest.skip("this machine made 950 tokens in half a second")
     assert (ended.reason, ended.error.code) == ("expired", "deadline")
     with pytest.raises(JobExpired):
         queue.result(job).raise_for_failure()
