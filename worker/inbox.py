@@ -83,6 +83,7 @@ class Inbox:
         self._cursor = ReclaimCursor()
         self._reply_lost = False
         self._ids = count()
+        self.counts = dict.fromkeys(("reclaimed", "resumed", "late", "broken", "dead", "refused", "foreign"), 0)
 
     @property
     def held(self) -> list[Held]:
@@ -119,6 +120,7 @@ class Inbox:
         taken_over = [delivery for delivery in found.deliveries if delivery not in own]
         self._pulled += [_Pulled(delivery, reclaimed=True) for delivery in taken_over]
         for delivery in taken_over:
+            self.counts["reclaimed"] += 1
             log.warning("reclaimed", job=delivery.job_id, reason="its worker has not renewed its lease")
         return self._cursor.at_start
 
@@ -146,9 +148,11 @@ class Inbox:
         claims = [answer for answer in run_many(self._redis, calls) if isinstance(answer, Claim)]
         for claimed in claims:
             if claimed.status == "late":
+                self.counts["late"] += 1
                 log.info("job_expired", job=claimed.delivery.job_id, reason="its deadline passed while it was queued")
                 run(self._redis, expire(keys, claimed.delivery.job_id))
             elif claimed.status == "broken":
+                self.counts["broken"] += 1
                 log.error("job_broken", job=claimed.delivery.job_id, error=claimed.why, next="it becomes a dead letter")
                 run(self._redis, discard(keys, claimed.delivery, claimed.why))
         self._claimed += [claimed for claimed in claims if claimed.status == "ok"]
@@ -193,6 +197,7 @@ class Inbox:
             why, message = "deliveries", f"{times} workers took this job and none ended it; it is kept as a dead letter"
         else:
             return None
+        self.counts["dead"] += 1
         log.error("job_dead", job=claimed.delivery.job_id, why=why, error=message)
         events = [wire.decode_tokens(blob, claimed.offset) for blob in claimed.tokens]
         return Refusal(
@@ -206,6 +211,7 @@ class Inbox:
         )
 
     def _refuse(self, claimed: Claim, code: str, message: str, taken: Taken) -> None:
+        self.counts["refused"] += 1
         log.warning("job_refused", job=claimed.delivery.job_id, code=code, error=message)
         taken.refused.append(
             Refusal(claimed.delivery, claimed.epoch, claimed.offset, Failure(code=code, message=message))
@@ -239,6 +245,7 @@ class Inbox:
         )
         if claimed.offset:
             job.resume(claimed)
+            self.counts["resumed"] += 1
             log.info("resumed", job=job.job_id, offset=claimed.offset, deliveries=claimed.deliveries)
         return job
 
@@ -251,4 +258,5 @@ class Inbox:
 
     def _note_foreign(self, foreign: list[str]) -> None:
         for entry in foreign:
+            self.counts["foreign"] += 1
             log.warning("foreign_entry_removed", entry=entry, reason="an entry of a lane has a field j, the job's id")

@@ -176,9 +176,8 @@ class Worker:
                 self._house.sweep()
             if self._is_due("heartbeat", now):
                 self._due["heartbeat"] = now + _HEARTBEAT_S
-                info = msgpack.packb(
-                    {"model": self._settings.served_name, **self._load, **self._outbox.load(), **self._house.counts}
-                )
+                counts = {**self._inbox.counts, **self._outbox.load(), **self._house.counts}
+                info = msgpack.packb({"model": self._settings.served_name, **self._load, **counts})
                 run(self._redis, heartbeat(self._keys, self._consumer, info, _HEARTBEAT_TTL_S))
         except sync_redis.RedisError as error:
             self._note_redis_down(error)

@@ -200,3 +200,85 @@ def test_a_prompt_as_long_as_the_model_leaves_no_room_to_answer(text):
     assert decide(job, text, "demo", 5).max_tokens == 1
     with pytest.raises(JobRefused, match="4 tokens leave no room to answer; this worker takes 4"):
         decide(job, text, "demo", 4)
+
+
+def test_a_claim_whose_answer_was_lost_is_one_delivery(half, producer):
+    """Made again it is the same claim: one start event, counted once."""
+    job_id = producer.submit(prompt="Hello")
+    anna = half("anna")
+    anna.inbox.pull(1, [])
+    anna.redis.answers_to_lose = 1
+    with pytest.raises(redis.ConnectionError):
+        anna.inbox.take()
+    (job,) = anna.admit()
+    assert (job.job_id, producer.status(job_id).deliveries) == (job_id, 1)
+    assert anna.redis.xlen(KEYS.tokens(job_id)) == 1
+
+
+def test_a_worker_that_overslept_does_not_take_over_from_itself(half, producer):
+    """What its own reclaim finds is what it has: nothing is begun twice, and the leases are fresh."""
+    producer.submit(prompt="Hello")
+    anna, ben = half("anna"), half("ben")
+    (job,) = anna.take()
+    while not anna.inbox.reclaim(0, 8, [item.delivery for item in anna.outbox.held]):
+        pass
+    assert (anna.admit(), anna.inbox.counts["reclaimed"]) == ([], 0)
+    anna.emit(job, [5, 6], "stop")
+    anna.outbox.flush()
+    assert producer.status(job.job_id).state == "stop"
+    assert ben.take() == []
+
+
+@pytest.mark.parametrize("what", ["job", "tokens"])
+def test_a_job_whose_keys_someone_overwrote_stops_nobody(half, producer, what):
+    """It becomes a dead letter, is counted, and its neighbour runs."""
+    broken, fine = producer.submit(prompt="Hello"), producer.submit(prompt="Hello")
+    anna = half("anna")
+    anna.redis.set(getattr(KEYS, what)(broken), "something else")
+    assert [job.job_id for job in anna.take()] == [fine]
+    assert anna.inbox.counts["broken"] == 1
+    assert anna.redis.xlen(KEYS.dead) == 1
+
+
+def test_events_that_are_overwritten_under_a_running_job_make_it_a_dead_letter(half, producer):
+    """The worker lets it go at its next flush; its neighbour's tokens are published all the same."""
+    broken, fine = producer.submit(prompt="Hello"), producer.submit(prompt="Hello")
+    anna = half("anna")
+    first, second = anna.take()
+    anna.redis.set(KEYS.tokens(broken), "something else")
+    for job in (first, second):
+        anna.emit(job, [5, 6])
+    assert anna.outbox.flush() == [first.sequence_id]
+    assert [job.job_id for job in anna.outbox.jobs.values()] == [fine]
+    assert (producer.status(broken).state, producer.status(fine).offset) == ("dead", 2)
+
+
+def test_events_that_are_deleted_under_a_running_job_are_written_again(half, producer):
+    """The worker has them all in memory."""
+    job_id = producer.submit(prompt="Hello")
+    anna = half("anna")
+    (job,) = anna.take()
+    anna.emit(job, [5, 6])
+    anna.outbox.flush()
+    anna.redis.delete(KEYS.tokens(job_id))
+    anna.emit(job, [7], "stop")
+    anna.outbox.flush()
+    anna.outbox.flush()
+    assert producer.result(job_id, timeout=20).token_ids == (5, 6, 7)
+    assert [event.offset for event in producer.stream(job_id)][-1] == 3
+
+
+def test_a_job_past_its_strikes_or_deliveries_ends_as_dead(half, producer):
+    """Its reader is told, with the tokens it had; a dead letter has its payload."""
+    job_id = producer.submit(prompt="Hello")
+    anna, ben = half("anna"), half("ben")
+    (job,) = anna.take()
+    anna.emit(job, [5])
+    anna.outbox.flush()
+    anna.redis.hset(KEYS.job(job_id), "strikes", 4)
+    assert ben.take_over() == []
+    ben.outbox.flush()
+    result = producer.result(job_id, timeout=20)
+    assert (result.finish_reason, result.error.code, result.token_ids) == ("dead", "strikes", (5,))
+    assert ben.inbox.counts["dead"] == 1
+    assert ben.redis.xlen(KEYS.dead) == 1
