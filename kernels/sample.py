@@ -15,9 +15,12 @@ from torch import Tensor
 _NONE = float("-inf")
 
 
+SAMPLE_BLOCK = 1024  # tokens that a program of a device takes
+
+
 def workspace_size(rows: int, vocab: int) -> int:
-    """Elements of scratch that sampling may use: four values of each thousand tokens of a row."""
-    return 4 * rows * -(-vocab // 1024)
+    """Elements of scratch that sampling may use: two for each block of a row's tokens, three for the row."""
+    return rows * (2 * -(-vocab // SAMPLE_BLOCK) + 3)
 
 
 class Sample(Protocol):

@@ -39,8 +39,16 @@ class Workspace:
 def attention_workspace(
     batch: FlatBatch, kv_shape: tuple[int, ...], heads: int, /, *, deterministic: bool, out: Any = None
 ) -> Workspace:
-    """See AttentionWorkspace. Its size follows from the batch's shapes alone, so a graph can hold it."""
+    """See AttentionWorkspace. Its size follows from the batch's shapes alone, so a graph can hold it.
+
+    Raises ValueError for a head or page size that the kernels don't take.
+    """
     _, _, kv_heads, page_size, D = kv_shape
+    if D % 16 or D > 256 or page_size % 16 or heads % kv_heads:
+        raise ValueError(
+            f"the Triton attention takes heads of 16 to 256 elements and pages, both in multiples of 16, and query "
+            f"heads in multiples of key heads; got D {D}, page size {page_size}, {heads} query and {kv_heads} key heads"
+        )
     device, rows = batch.seq_lens.device, batch.num_decode
     longest = batch.page_table.shape[1] * page_size
     kind = architecture(device)

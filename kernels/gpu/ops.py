@@ -17,11 +17,10 @@ from kernels.gpu.decode_attention import attention_workspace, decode_attention
 from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.prefill_attention import prefill_attention
+from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.rms_norm import rms_norm
+from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
-
-HEAD_SIZES = (64, 80, 96, 128, 256)
-PAGE_SIZES = (16, 32, 64, 128)
 
 
 def gpu_ops() -> dict[str, Any]:
@@ -41,6 +40,8 @@ def gpu_ops() -> dict[str, Any]:
         "attention_workspace": attention_workspace,
         "decode_attention": decode_attention,
         "prefill_attention": prefill_attention,
+        "prepare_batch": prepare_batch,
+        "sample": sample,
         "silu_mul": silu_mul,
         "gelu_mul": gelu_mul,
         "gather_rows": gather_rows,

@@ -14,7 +14,9 @@ from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_
 from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.prefill_attention import prefill_attention
+from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.rms_norm import rms_norm
+from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
@@ -98,6 +100,21 @@ def rope(*, normed: bool, stored: str | None = None, D: int = 128, dtype: torch.
     return call
 
 
+def _prepare() -> object:
+    long = torch.int64
+    return prepare_batch(
+        empty(256, 8192, dtype=torch.int32), empty(256, dtype=long), empty(256, 256, dtype=torch.int32),
+        empty(64, dtype=long), empty(64, dtype=long), empty(64, dtype=long), page_size=32, num_decode=64, pad_tokens=64,
+        pad_logits=64, num_pages=256,
+    )  # fmt: skip
+
+
+def _sample() -> object:
+    rows, long = 16, torch.int64
+    reals, numbers = empty(rows, dtype=FP32), empty(rows, dtype=long)
+    return sample(empty(rows, 128256), reals, numbers, reals, reals, numbers, numbers)
+
+
 CASES: dict[str, Case] = {
     **{
         f"attention {kind}, D {D}, {group} heads a key head": attention(kind, D=D, group=group)
@@ -125,6 +142,8 @@ CASES: dict[str, Case] = {
     "rms_norm, 16384 wide": lambda target: rms_norm(empty(4, 16384), empty(16384), 1e-5, empty(4, 16384)),
     "silu_mul": lambda target: silu_mul(empty(16, 28672)),
     "gelu_mul": lambda target: gelu_mul(empty(16, 28672)),
+    "prepare_batch": lambda target: _prepare(),
+    "sample": lambda target: _sample(),
     "gather_rows": lambda target: gather_rows(empty(16, 4096), empty(4, dtype=torch.int64)),
 }  # fmt: skip
 
@@ -138,6 +157,8 @@ QUICK = {
     "attention decode, fixed order",
     "attention prefill, fixed order",
     "norm_rope_write, norms, fp8 pages",
+    "prepare_batch",
+    "sample",
     "rms_norm, residual",
     "silu_mul",
     "gather_rows",

@@ -175,7 +175,7 @@ def test_a_row_has_the_same_bits_in_any_company(
     """Among up to 300 others, with one to three threads, also where there is enough work to share among them."""
     ops = ops_of(dtype)
     slow = interpreted(ops)  # and has one thread a row
-    for width in (64, 352, 2112):
+    for width in (64, 352) if slow else (64, 352, 2112):
         x = normal(15 if slow else 301, width, dtype=dtype) * 3
         whole = operation(ops, x)
         for threads in (1,) if slow else (1, 2, 3):

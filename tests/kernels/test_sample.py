@@ -102,10 +102,10 @@ def test_the_candidates_are_those_by_the_book(seed: int, how: Settings):
     assert set(kept.isfinite().nonzero().flatten().tolist()) == set(expected)
 
 
-def test_equal_logits_at_the_edge_stay_together_for_top_k_and_go_by_id_for_top_p(ops_of: OpsFor):
+def test_equal_logits_at_the_edge_stay_together_for_top_k_and_go_by_id_for_top_p(cpu_ops_of: OpsFor):
     """Five equal tokens: top_k 2 keeps all five, top_p 0.5 the first three; of four, the two that hold just half."""
     logits = torch.zeros(2000, 5)
-    ops = ops_of(torch.float32)
+    ops = cpu_ops_of(torch.float32)
     assert set(draw(ops, logits, Settings(top_k=2), torch.arange(2000)).tolist()) == {0, 1, 2, 3, 4}
     assert set(draw(ops, logits, Settings(top_p=0.5), torch.arange(2000)).tolist()) == {0, 1, 2}
     four = logits[:, :4].contiguous()
@@ -125,23 +125,25 @@ def test_equal_logits_at_the_edge_stay_together_for_top_k_and_go_by_id_for_top_p
     ids=str,
 )
 @pytest.mark.parametrize("over", ["seeds", "offsets"])
-def test_tokens_are_drawn_as_often_as_they_are_likely(ops_of: OpsFor, how: Settings, over: str):
+def test_tokens_are_drawn_as_often_as_they_are_likely(cpu_ops_of: OpsFor, how: Settings, over: str):
     """20,000 draws over consecutive seeds, or offsets of one seed: chi-square below its 0.9999 quantile at most."""
     draws = 20_000
     logits = random_logits(1, 16, seed=5)
     expected, _ = likely_by_the_book(logits[0].tolist(), how)
     places = {"seed": torch.arange(draws)} if over == "seeds" else {"seed": 7, "offset": torch.arange(draws)}
-    counts = draw(ops_of(torch.float32), logits.expand(draws, -1).contiguous(), how, **places).bincount(minlength=16)
+    counts = draw(cpu_ops_of(torch.float32), logits.expand(draws, -1).contiguous(), how, **places).bincount(
+        minlength=16
+    )
     assert set(counts.nonzero().flatten().tolist()) <= set(expected)
     assert chi_square(counts.tolist(), [expected.get(token, 0.0) for token in range(16)]) < 44.3  # 15 degrees
 
 
 @pytest.mark.parametrize("over", ["seeds", "offsets"])
-def test_neighbouring_draws_know_nothing_of_each_other(ops_of: OpsFor, over: str):
+def test_neighbouring_draws_know_nothing_of_each_other(cpu_ops_of: OpsFor, over: str):
     """Pairs of tokens at consecutive seeds or offsets are as frequent as their product: chi-square as above."""
     draws = 40_000
     places = {"seed": torch.arange(draws)} if over == "seeds" else {"seed": 7, "offset": torch.arange(draws)}
-    ids = draw(ops_of(torch.float32), torch.zeros(draws, 4), Settings(), **places)
+    ids = draw(cpu_ops_of(torch.float32), torch.zeros(draws, 4), Settings(), **places)
     pairs = (ids[::2] * 4 + ids[1::2]).bincount(minlength=16)
     assert chi_square(pairs.tolist(), [1 / 16] * 16) < 44.3  # 15 degrees
 
@@ -183,10 +185,10 @@ def test_a_temperature_near_0_takes_the_greatest(ops_of: OpsFor, temperature: fl
     assert ids.tolist() == logits.argmax(-1).tolist()
 
 
-def test_a_row_is_drawn_the_same_in_any_company(ops_of: OpsFor):
+def test_a_row_is_drawn_the_same_in_any_company(cpu_ops_of: OpsFor):
     """Alone, among others, in another order, with one to three threads, greedy rows between."""
     rows, vocab = 40, 5003
-    ops, logits = ops_of(torch.float32), random_logits(40, vocab)
+    ops, logits = cpu_ops_of(torch.float32), random_logits(40, vocab)
     each = [
         Settings((0.0, 0.8, 1.0, 1.7)[r % 4], (0, 50)[r % 2], (1.0, 0.9, 0.99)[r % 3], (0.0, 0.01)[r // 2 % 2])
         for r in range(rows)
@@ -228,9 +230,9 @@ def test_every_backend_draws_the_same_token():
 
 
 @pytest.mark.parametrize("other", [1, 2**32, -1, -(2**63), 2**63 - 1, 2**33, 2**62])
-def test_every_bit_of_a_seed_counts(ops_of: OpsFor, other: int):
+def test_every_bit_of_a_seed_counts(cpu_ops_of: OpsFor, other: int):
     """Seeds over 2^32 and below 0 draw like any other, and not what seed 0 draws."""
-    logits, offset, ops = torch.zeros(50, 1000), torch.arange(50), ops_of(torch.float32)
+    logits, offset, ops = torch.zeros(50, 1000), torch.arange(50), cpu_ops_of(torch.float32)
     same = draw(ops, logits, Settings(), 0, offset) == draw(ops, logits, Settings(), other, offset)
     assert int(same.sum()) <= 3  # of 50, by chance 1 in 1,000 each
 
@@ -280,12 +282,12 @@ def test_the_luckiest_bits_win_and_the_unluckiest_lose(ops_of: OpsFor):
     assert draw(ops, logits, Settings(), 0, offset_that_gives(0xFFFFFFFF, 5)).tolist() != [5]
 
 
-def test_a_banned_token_is_not_drawn_and_bans_hold_in_their_row_alone(ops_of: OpsFor):
+def test_a_banned_token_is_not_drawn_and_bans_hold_in_their_row_alone(cpu_ops_of: OpsFor):
     """Greedy takes the next best; sampling spreads over the rest; the neighbour keeps the token."""
     logits = torch.zeros(400, 4)
     logits[:, 2] = 5.0
     banned = (torch.arange(0, 400, 2), torch.full((200,), 2))
-    ops = ops_of(torch.float32)
+    ops = cpu_ops_of(torch.float32)
     greedy = draw(ops, logits, Settings(temperature=0.0), 0, banned=banned)
     assert greedy[::2].tolist() == [0] * 200
     assert greedy[1::2].tolist() == [2] * 200

@@ -230,7 +230,7 @@ def test_attention_reads_what_was_stored_in_a_smaller_dtype(
         if kv_dtype == dtype:
             scales = torch.ones(pages[:-1]) if own else (1 / 32, 1 / 32)
         cached = normal(9 * 16, 6 * 32, seed=3)
-        ops.norm_rope_write(
+        ops_for(Backend.TORCH).norm_rope_write(
             cached, kv, torch.zeros(144, dtype=torch.int64), torch.arange(144), angles, kv_scales=scales
         )
         batch = _prepare(ops, counts(2, 0, 1), lens)
