@@ -31,6 +31,7 @@ MOST_HOPS = 8
 """Redirections that one command follows: two or three while slots move, and more only if the nodes disagree."""
 MOST_TRIES_AGAIN = 4
 """Waits for a slot that is just moving, for each time a command may be sent: 0.6 s, or 9 s with three re-sends."""
+SCRIPTS = ("EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO")
 KEYLESS = ("PING", "ECHO", "TIME", "INFO", "CLUSTER")
 NOT_ANSWERED = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterDownError)
 REDIRECTED = (exceptions.AskError, exceptions.TryAgainError)  # a MOVED is an AskError
@@ -106,10 +107,10 @@ class Slots:
 def key_of(args: Sequence[Any]) -> bytes | None:
     """The first key of a command, whose slot is that of all; None where any node will do."""
     name, *_ = str(args[0]).upper().split()
-    if name in KEYLESS:
+    if name in KEYLESS or (name in SCRIPTS and int(args[2]) == 0):
         return None
-    if name in ("EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO"):
-        at = 3 if int(args[2]) else 0
+    if name in SCRIPTS:
+        at = 3
     elif name in ("XREAD", "XREADGROUP"):
         words = [word.upper() if isinstance(word, str | bytes) else word for word in args]
         at = 1 + (words.index(b"STREAMS") if b"STREAMS" in words else words.index("STREAMS"))

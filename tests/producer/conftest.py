@@ -15,6 +15,7 @@ from producer.calls import Claim, Delivery, Held, Publication, PublishReply
 from producer.connection import connect
 from producer.keys import Keys
 from producer.protocol import Failure, FinishReason, Job, Result, running_hash
+from tests.producer.declared import DeclaredKeys
 
 T = TypeVar("T")
 STARTED = wire.encode_started("a test")
@@ -126,7 +127,9 @@ def finish_call(
 def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
     """An empty partition, once on fakeredis and once on a real Redis."""
     if request.param == "redis":
-        yield Desk(request.getfixturevalue("redis_client"), Keys("test"))
+        with DeclaredKeys(request.getfixturevalue("redis_url")) as connection:
+            yield Desk(connection, Keys("test"))
+            assert connection.refusals() == [], "a script touched a key that it does not declare"
     else:
         with fakeredis.FakeRedis(server=fakeredis.FakeServer()) as connection:
             yield Desk(connection, Keys("test"))
