@@ -25,6 +25,7 @@ def live_through_everything(desk):
 
     run(calls.ensure_group(keys))
     run(calls.heartbeat(keys, "anna", b"", 1.0))
+    run(calls.clock(keys))
     run(calls.workers(keys))
     desk.redis.hset(keys.control, mapping={"tenant_window": 2, "tenant_running": 2})
     several = [submit(prompt=str(number), tenant="acme", lane=lane) for number in range(2) for lane in ("high", "low")]
