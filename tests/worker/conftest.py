@@ -37,11 +37,8 @@ def health_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_worker(
     served_url: str, health_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WorkerProcess]:
-    log, flags = (
-        tmp_path_factory.mktemp("worker") / "worker.log",
-        ("--max-rows", "4", "--health-file", f"{health_file}"),
-    )
-    worker = WorkerProcess(served_url, log, *flags)
+    flags = ("--max-rows", "4", "--health-file", f"{health_file}")
+    worker = WorkerProcess(served_url, tmp_path_factory.mktemp("worker") / "worker.log", *flags)
     try:
         yield worker.wait_ready()
     finally:
@@ -75,6 +72,25 @@ def start_worker(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Worke
             return worker
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def small_pool_worker(served_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    flags = ("--max-rows", "8", "--num-pages", "10", "--queue", "pages")
+    worker = WorkerProcess(served_url, tmp_path_factory.mktemp("small-pool") / "worker.log", *flags)
+    try:
+        yield worker.wait_ready()
+    finally:
+        worker.end()
+
+
+@pytest.fixture
+def small_pool(served_url: str, small_pool_worker: WorkerProcess) -> Iterator[Producer]:
+    """A producer on the queue of a worker with eight rows and ten pages of 32 tokens. Its log is shown with a failure."""
+    before = len(small_pool_worker.log)
+    with Producer(served_url, queue="pages") as producer:
+        yield producer
+    print(small_pool_worker.log[before:])
 
 
 @pytest.fixture(scope="session")

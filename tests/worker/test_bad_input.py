@@ -203,12 +203,10 @@ def test_a_job_of_a_newer_protocol_waits_for_a_newer_worker(queue, enqueue, wait
     queue.cancel(job)
 
 
-def test_more_than_the_page_pool_fails_though_the_model_could(start_worker, redis_url):
-    """A worker with two pages of 32 takes jobs of 64 tokens; a longer one is told so, a shorter one answered."""
-    start_worker("--num-pages", "2", "--max-rows", "1", "--queue", "tiny").wait_ready()
-    with Producer(redis_url, queue="tiny") as queue:
-        code, message = failure(queue, queue.submit(prompt="Count from 3 to 5\n", max_tokens=100))
-        assert code == "too_long"
-        assert "this worker takes 64 (the model's length or its page pool, whichever is less)" in message
-        answer: Result = queue.result(queue.submit(prompt="Count from 3 to 5\n", max_tokens=20), ANSWER_WITHIN_S)
-        assert answer.text == "3 4 5"
+def test_more_than_the_page_pool_fails_though_the_model_could(small_pool):
+    """A worker with ten pages of 32 takes jobs of 320 tokens; a longer one is told so, a shorter one answered."""
+    code, message = failure(small_pool, small_pool.submit(prompt="Count from 3 to 5\n", max_tokens=400))
+    assert code == "too_long"
+    assert "this worker takes 320 (the model's length or its page pool, whichever is less)" in message
+    answer: Result = small_pool.result(small_pool.submit(prompt="Count from 3 to 5\n", max_tokens=20), ANSWER_WITHIN_S)
+    assert answer.text == "3 4 5"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -23,25 +25,30 @@ PARAMS = {
 }
 
 
-@pytest.fixture
-def link():
+def start(patience_s: float = 15.0, **settings: Any) -> EngineLink:
     """An engine on the demo model; flags are its settings."""
-    links = []
-
-    def start(patience_s=15.0, **settings):
-        defaults = {name: Settings.model_fields[name].default for name in ENGINE_FIELDS}
-        links.append(EngineLink(str(DEMO_MODEL), {**defaults, "threads": 1, **settings}, patience_s))
-        return links[-1]
-
-    yield start
-    for started in links:
-        started.close()
-        assert not psutil.pid_exists(started.pid)
+    defaults = {name: Settings.model_fields[name].default for name in ENGINE_FIELDS}
+    return EngineLink(str(DEMO_MODEL), {**defaults, "threads": 1, **settings}, patience_s)
 
 
-def test_a_sequence_goes_in_and_its_tokens_come_out(link):
+@pytest.fixture(scope="module")
+def engines() -> Iterator[dict[str, EngineLink]]:
+    """One for each test that wants one. They start side by side, since most of a start is one core's imports."""
+    made = {
+        "spoken to": start(),
+        "killed": start(),
+        "deaf": start(patience_s=0.3),
+        "unable": start(max_len=5000),
+    }
+    yield made
+    for engine in made.values():
+        engine.close()
+        assert not psutil.pid_exists(engine.pid)
+
+
+def test_a_sequence_goes_in_and_its_tokens_come_out(engines):
     """Ready, then a message a step, the last with the reason."""
-    engine = link()
+    engine = engines["spoken to"]
     assert engine.wait_ready()["max_len"] == 1024
     engine.add(7, [1, 9, 9], [], PARAMS, 0)
     emitted, reason = [], None
@@ -54,9 +61,9 @@ def test_a_sequence_goes_in_and_its_tokens_come_out(link):
     assert (len(emitted), reason) == (4, "length")
 
 
-def test_a_killed_engine_is_lost_and_says_how(link):
+def test_a_killed_engine_is_lost_and_says_how(engines):
     """Whether one listens or speaks to it."""
-    engine = link()
+    engine = engines["killed"]
     engine.wait_ready()
     psutil.Process(engine.pid).kill()
     with pytest.raises(EngineLost, match="killed by SIGKILL"):
@@ -65,9 +72,9 @@ def test_a_killed_engine_is_lost_and_says_how(link):
         engine.add(1, [1], [], PARAMS, 0)
 
 
-def test_an_engine_that_takes_nothing_in_is_lost_and_ended(link):
+def test_an_engine_that_takes_nothing_in_is_lost_and_ended(engines):
     """A process that hangs, and a long prompt after another: the loop is not held up for longer than its patience."""
-    engine = link(patience_s=0.3)
+    engine = engines["deaf"]
     engine.wait_ready()
     psutil.Process(engine.pid).suspend()
 
@@ -80,16 +87,16 @@ def test_an_engine_that_takes_nothing_in_is_lost_and_ended(link):
     assert not psutil.pid_exists(engine.pid)
 
 
-def test_an_engine_that_can_not_be_made_says_why_in_a_line(link):
+def test_an_engine_that_can_not_be_made_says_why_in_a_line(engines):
     """What it says is for people; where it came from is there for those who ask."""
     with pytest.raises(EngineUnable, match=r"^max_len must be at most the model's 1024; got 5000$") as unable:
-        link(max_len=5000).wait_ready()
+        engines["unable"].wait_ready()
     assert "Traceback" in unable.value.traceback
 
 
-def test_an_engine_that_is_not_wanted_any_more_ends_while_it_loads(link):
+def test_an_engine_that_is_not_wanted_any_more_ends_while_it_loads():
     """A worker that can't start does not wait for a model that nobody will use."""
-    engine = link()
+    engine = start()
     began = time.monotonic()
     engine.close()
     assert not psutil.pid_exists(engine.pid)

@@ -47,13 +47,12 @@ def test_a_worker_says_that_it_lives(worker, served_url, queue, wait_until):
         assert heartbeat()["model"] == "model"
 
 
-def test_lanes_reach_into_the_batch(start_worker, redis_url):
+def test_lanes_reach_into_the_batch(small_pool):
     """Where jobs wait for a row inside the worker, the more important one gets it first."""
-    start_worker("--max-rows", "8", "--num-pages", "10", "--queue", "pages").wait_ready()
-    with Producer(redis_url, queue="pages") as queue:
-        long = queue.submit(prompt="Count from 1 to 100", max_tokens=250, ignore_eos=True)
-        assert next(event for event in queue.stream(long) if event.kind == "tokens")
-        low = [queue.submit(prompt="Count from 1 to 100", max_tokens=200, ignore_eos=True, lane="low") for _ in "ab"]
-        high = queue.submit(prompt="Count from 1 to 100", max_tokens=200, ignore_eos=True, lane="high")
-        ended = {job: queue.result(job, timeout=120) and queue.status(job).ended_at for job in (*low, high)}
-        assert ended[high] < min(ended[job] for job in low)
+    long = small_pool.submit(prompt="Count from 1 to 100", max_tokens=250, ignore_eos=True)
+    assert next(event for event in small_pool.stream(long) if event.kind == "tokens")
+    text = {"prompt": "Count from 1 to 100", "max_tokens": 200, "ignore_eos": True}
+    low = [small_pool.submit(**text, lane="low") for _ in "ab"]
+    high = small_pool.submit(**text, lane="high")
+    ended = {job: small_pool.result(job, timeout=120) and small_pool.status(job).ended_at for job in (*low, high)}
+    assert ended[high] < min(ended[job] for job in low)

@@ -1,4 +1,8 @@
-"""What keeps a worker from starting is said in one line that tells what to do, with an exit code, and no traceback."""
+"""What keeps a worker from starting is said in one line that tells what to do, with an exit code, and no traceback.
+
+That whatever its engine's process says becomes the worker's line is shown once (`test_weights_as_pickle_only`); what
+else that process may say is heard from `worker/engine/serve.py` in this process, where torch is imported already.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,16 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from ops import redis_server as redis_servers
 from tests.worker.process import DEMO_MODEL, WorkerProcess
+from worker.engine.serve import serve
+from worker.settings import read_settings
 
 CANT_START, NO_REDIS = 1, 4
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
@@ -30,6 +38,27 @@ def refusal(redis_url: str, tmp_path: Path) -> Callable[..., str]:
         (line,) = worker.log.splitlines()
         assert line.startswith("slipstream worker: ")
         return line.removeprefix("slipstream worker: ")
+
+    return refuse
+
+
+@pytest.fixture
+def engine_refusal() -> Callable[..., str]:
+    """Have an engine made that can't be, by a worker's flags: the one line that its process says."""
+
+    def refuse(*flags: str, model: Path = DEMO_MODEL) -> str:
+        ours, theirs = Pipe()
+        with ours, theirs:
+            settings = read_settings(["--model", str(model), *flags])
+            ours.send(("config", {"model": settings.model, "settings": settings.engine}))
+            serving = Thread(target=serve, args=(theirs,), daemon=True)
+            serving.start()
+            kind, message, traceback = ours.recv()
+            serving.join()
+        assert kind == "unable"
+        assert "Traceback" in traceback
+        (line,) = message.splitlines()
+        return line
 
     return refuse
 
@@ -74,12 +103,20 @@ def test_no_model_directory(refusal, tmp_path):
     assert said.startswith(f"model directory {tmp_path / 'nowhere'} does not exist")
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_directory_that_lacks_a_file(refusal, model, name):
     """The file that is missing is named, with the directory that lacks it."""
     (model / name).unlink()
     said = refusal(model=model, code=CANT_START)
     assert name in said
+    assert str(model) in said
+
+
+def test_a_directory_that_lacks_the_weights(engine_refusal, model):
+    """They are named, with the directory that lacks them."""
+    (model / "model.safetensors").unlink()
+    said = engine_refusal(model=model)
+    assert "model.safetensors" in said
     assert str(model) in said
 
 
@@ -90,29 +127,29 @@ def test_weights_as_pickle_only(refusal, model):
     assert "found pytorch_model.bin: only safetensors are read, convert it" in said
 
 
-def test_an_architecture_that_is_not_supported(refusal, model):
+def test_an_architecture_that_is_not_supported(engine_refusal, model):
     """Which one it is, and which there are."""
     change_config(model, architectures=["MambaForCausalLM"])
-    said = refusal(model=model, code=CANT_START)
+    said = engine_refusal(model=model)
     assert said.startswith("architecture MambaForCausalLM is not supported; supported: LlamaForCausalLM")
 
 
-def test_a_page_pool_larger_than_the_memory(refusal):
+def test_a_page_pool_larger_than_the_memory(engine_refusal):
     """What the pool takes is said beside what there is."""
-    said = refusal("--num-pages", "1000000000", code=CANT_START)
+    said = engine_refusal("--num-pages", "1000000000")
     assert "not enough memory for a page pool" in said
     assert "num_pages" in said
 
 
-def test_more_threads_than_cores(refusal):
+def test_more_threads_than_cores(engine_refusal):
     """The machine's figure is in the line."""
-    said = refusal("--threads", "1000", code=CANT_START)
+    said = engine_refusal("--threads", "1000")
     assert said.startswith(f"threads must be between 1 and the {len(os.sched_getaffinity(0))} cores")
 
 
-def test_a_token_budget_below_the_rows(refusal):
+def test_a_token_budget_below_the_rows(engine_refusal):
     """Every row needs a token in each step."""
-    said = refusal("--max-rows", "16", "--token-budget", "8", code=CANT_START)
+    said = engine_refusal("--max-rows", "16", "--token-budget", "8")
     assert said.startswith("token_budget must be at least max_rows (16)")
 
 
