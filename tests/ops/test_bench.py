@@ -111,7 +111,9 @@ def test_the_overhead_bench_says_where_a_step_spends_its_time(cache: Path):
     """
     command = [sys.executable, "-m", "ops.bench", "overhead", "--rows", "8", *quick(cache)]
     environment = {**os.environ, "TMPDIR": str(cache)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=ENDS_WITHIN_S, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=ENDS_WITHIN_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     said, found = done.stdout, kept(done.stdout)
     assert [width["width"] for width in found["widths"]] == [1, 8]

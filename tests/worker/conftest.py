@@ -86,7 +86,7 @@ def small_pool_worker(served_url: str, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def small_pool(served_url: str, small_pool_worker: WorkerProcess) -> Iterator[Producer]:
-    """A producer on the queue of a worker with eight rows and ten pages of 32 tokens. Its log is shown with a failure."""
+    """A producer on the queue of a worker with eight rows and ten pages of 32 tokens, whose log a failure shows."""
     before = len(small_pool_worker.log)
     with Producer(served_url, queue="pages") as producer:
         yield producer
