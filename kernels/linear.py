@@ -1,9 +1,9 @@
 """Linear: y = x W^T + b. Owns its weight; packing lives here, and quantisation, adapters and sharding will.
 
-On a CPU the weight is packed once at load into oneDNN's layout: at one row of bf16 that reads the memory 2.4 times as
-fast as the plain product, at 64 rows 1.2 times. Packed products also give a row the same bits among 2 or 2,048 rows
-(measured for bf16 and fp32, also where the plain fp32 product differs under 8 rows); alone they may not, so where bits
-count the caller pads a lone row.
+On a CPU the weight is packed once at load: for C's own product where there is one (kernels/cpu/product.py), else into
+oneDNN's layout, which at one row of bf16 reads the memory 2.4 times as fast as the plain product, at 64 rows 1.2 times.
+Packed products give a row the same bits among 2 or 2,048 rows (for oneDNN measured with bf16 and fp32, also where the
+plain fp32 product differs under 8 rows); alone oneDNN's may not, so where bits count the caller pads a lone row.
 
 oneDNN compiles each shape of a product when it first meets it (1 ms) and remembers about a thousand: callers keep the
 number of rows to a short ladder.
@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.cpu.product import PackedWeight, has_product
 
 _PACK_ROWS = 64  # the width that packing is tuned for; any width works
 
@@ -33,7 +35,11 @@ class Linear:
         self._deterministic = deterministic
         self._plain: Tensor | None = weight
         self._packed: Tensor | None = None
-        if can_pack(weight.device, weight.dtype):
+        self._in_c: PackedWeight | None = None
+        if has_product(weight):
+            self._in_c = PackedWeight(weight)
+            self._plain = None
+        elif can_pack(weight.device, weight.dtype):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
             self._plain = None
         elif deterministic and weight.device.type == "cpu":
@@ -44,6 +50,8 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] model dtype, contiguous -> [T, N], a new tensor."""
+        if self._in_c is not None:
+            return self._in_c(x, self._bias)
         if self._packed is None:
             assert self._plain is not None
             return F.linear(x, self._plain, self._bias)

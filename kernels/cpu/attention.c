@@ -1,19 +1,29 @@
 // Attention over pages; kernels/paged_attention.py says what it computes.
 //
-// One order for every query token, whatever stands beside it: keys in blocks of 16 with an online softmax, blocks in
+// One order for every query token, whatever stands beside it: keys in spans of 64 with an online softmax, spans in
 // chunks of CHUNK keys, chunks merged first to last. So a token's result is the same to the bit as a decode row or in
-// a prompt's chunk, alone or in any batch, with any number of threads. Threads share the work by (row, K/V head, chunk)
-// for decode rows and by (row, K/V head, tile of queries) for prompts; the heads of one K/V head read it together.
+// a prompt's chunk, alone or in any batch, with any number of threads.
+//
+// Threads share decode rows by (row, chunk, some K/V heads) and prompts by (row, K/V head, tile of queries). A decode
+// row goes span by span with its heads inside, because a page's heads lie side by side: runs of 8 KB, which is a page
+// of one head, come from memory at half the rate of runs of 64 KB (measured).
 #include "vectors.h"
 
+#include <omp.h>
 #include <stdlib.h>
+#if defined(ELEMENT_BF16) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
-#define BLOCK 16    // keys a softmax update takes
+#define BLOCK 16    // keys that are scored at once; they lie in one page
+#define SPAN 64     // keys a softmax update takes: its steps wait for each other, so few of them are fast
+#define BLOCKS (SPAN / BLOCK)
 #define CHUNK 512   // keys between two merges; a multiple of every page size
 #define TILE 32     // query tokens of a prompt that one work item takes
 #define MAX_D 256
 #define VECTORS (MAX_D / LANES)
 #define GROUP 4     // query rows (token, head) that share a pass over the keys
+#define STATES 64   // most query rows of a decode item
 
 typedef struct {
     const element *kv;          // [pages, 2, Hkv, page_size, D]
@@ -26,7 +36,7 @@ typedef struct {
 
 typedef struct {
     float top, total;
-    vf sum[VECTORS];
+    vf sum[VECTORS];  // two and two as load_two has them
 } State;
 
 INLINE const element *page_of(const Keys *k, int64_t row, int64_t key, int head, int side) {
@@ -52,16 +62,40 @@ INLINE vf sums(vf *x) {
     return FOLD(c[0], c[1], low8, high8);
 }
 
-// Scores of `rows` query rows against BLOCK keys.
-INLINE void score(const vf (*q)[VECTORS], const element *keys, int rows, int D, vf *scores) {
+// Scores of `rows` query rows against BLOCK keys. Products of bf16 are exact in fp32; pairs of them where the processor
+// adds these up by itself.
+INLINE void score(const element *const *q, const element *keys, int rows, int D, vf *scores) {
     vf part[GROUP][BLOCK];
+#if defined(ELEMENT_BF16) && defined(__AVX512BF16__)
+    if (D % (2 * LANES) == 0) {
+        for (int j = 0; j < BLOCK; j += 2) {
+            __m512 a[GROUP], b[GROUP];
+            for (int m = 0; m < rows; m++) a[m] = b[m] = _mm512_setzero_ps();
+            for (int d = 0; d < D; d += 2 * LANES) {
+                __m512bh k0 = (__m512bh)_mm512_loadu_si512(keys + j * D + d);
+                __m512bh k1 = (__m512bh)_mm512_loadu_si512(keys + (j + 1) * D + d);
+                for (int m = 0; m < rows; m++) {
+                    __m512bh own = (__m512bh)_mm512_loadu_si512(q[m] + d);
+                    a[m] = _mm512_dpbf16_ps(a[m], own, k0);
+                    b[m] = _mm512_dpbf16_ps(b[m], own, k1);
+                }
+            }
+            for (int m = 0; m < rows; m++) part[m][j] = (vf)a[m], part[m][j + 1] = (vf)b[m];
+        }
+        for (int m = 0; m < rows; m++) scores[m] = sums(part[m]);
+        return;
+    }
+#endif
+    vf wide[GROUP][VECTORS];
+    for (int m = 0; m < rows; m++)
+        for (int d = 0; d < D / LANES; d++) wide[m][d] = load(q[m] + d * LANES);
     for (int j = 0; j < BLOCK; j += 2) {
         vf a[GROUP] = {}, b[GROUP] = {};
         for (int d = 0; d < D / LANES; d++) {
             vf k0 = load(keys + j * D + d * LANES), k1 = load(keys + (j + 1) * D + d * LANES);
             for (int m = 0; m < rows; m++) {
-                a[m] += q[m][d] * k0;
-                b[m] += q[m][d] * k1;
+                a[m] += wide[m][d] * k0;
+                b[m] += wide[m][d] * k1;
             }
         }
         for (int m = 0; m < rows; m++) part[m][j] = a[m], part[m][j + 1] = b[m];
@@ -69,25 +103,26 @@ INLINE void score(const vf (*q)[VECTORS], const element *keys, int rows, int D, 
     for (int m = 0; m < rows; m++) scores[m] = sums(part[m]);
 }
 
-// Weighted sum of the first `count` values onto each row's state.
-INLINE void gather(const float (*weight)[BLOCK], const element *values, int rows, int count, int D, State *state) {
-    for (int d = 0; d < D / LANES; d += 2) {
-        int both = d + 1 < D / LANES;
-        vf a[GROUP], b[GROUP];
-        for (int m = 0; m < rows; m++) a[m] = state[m].sum[d], b[m] = both ? state[m].sum[d + 1] : splat(0.0f);
-        for (int j = 0; j < count; j++) {
-            const element *v = values + j * D + d * LANES;
-            vf v0 = load(v), v1 = both ? load(v + LANES) : splat(0.0f);
+// Weighted sum of `count` values, of blocks one after the other, onto each row's state: vectors [d, d + n) of it.
+INLINE void gather(const float (*weight)[SPAN], const element *const *values, int rows, int count, int D, int d, int n,
+                   State *state) {
+    vf sum[GROUP][VECTORS];
+    for (int m = 0; m < rows; m++)
+        for (int i = 0; i < n; i++) sum[m][i] = state[m].sum[d + i];
+    for (int j = 0; j < count; j++) {
+        const element *v = values[j / BLOCK] + j % BLOCK * D + d * LANES;
+        for (int i = 0; i < n; i += 2) {
+            vf v0, v1 = splat(0.0f);
+            if (i + 1 < n) load_two(v + i * LANES, &v0, &v1);
+            else v0 = load(v + i * LANES);
             for (int m = 0; m < rows; m++) {
-                a[m] += weight[m][j] * v0;
-                b[m] += weight[m][j] * v1;
+                sum[m][i] += weight[m][j] * v0;
+                if (i + 1 < n) sum[m][i + 1] += weight[m][j] * v1;
             }
         }
-        for (int m = 0; m < rows; m++) {
-            state[m].sum[d] = a[m];
-            if (both) state[m].sum[d + 1] = b[m];
-        }
     }
+    for (int m = 0; m < rows; m++)
+        for (int i = 0; i < n; i++) state[m].sum[d + i] = sum[m][i];
 }
 
 INLINE vf capped(vf x, float cap) {  // cap * tanh(x / cap)
@@ -95,38 +130,53 @@ INLINE vf capped(vf x, float cap) {  // cap * tanh(x / cap)
     return cap * (1.0f - 2.0f / (e + 1.0f));
 }
 
-// Keys [from, to) of one chunk onto the states of `rows` query rows at positions pos.
-INLINE void attend(const Keys *k, int64_t row, int head, const vf (*q)[VECTORS], const int64_t *pos, int rows, int D,
-                   int64_t from, int64_t to, State *state) {
-    static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+INLINE void begin(State *state, int rows, int D) {
     for (int m = 0; m < rows; m++) {
         state[m].top = -INFINITY, state[m].total = 0.0f;
         for (int d = 0; d < D / LANES; d++) state[m].sum[d] = splat(0.0f);
     }
-    for (int64_t key = from; key < to; key += BLOCK) {
-        int count = to - key < BLOCK ? (int)(to - key) : BLOCK;
-        vf scores[GROUP];
-        float weight[GROUP][BLOCK];
-        score(q, page_of(k, row, key, head, 0), rows, D, scores);
-        for (int m = 0; m < rows; m++) {
-            vf s = k->soft_cap > 0 ? capped(scores[m], k->soft_cap) : scores[m];
-            int64_t last = pos[m] - key, first = k->window ? last - k->window + 1 : 0;
-            vi seen = (vi)(lane <= (int32_t)(last < BLOCK ? last : BLOCK)) &
-                      (vi)(lane >= (int32_t)(first > 0 ? (first < BLOCK ? first : BLOCK) : 0));
-            s = choose(seen, s, splat(-INFINITY));
-            float top = highest(s);
-            if (top > state[m].top) {
-                float fade = exponential(splat(state[m].top - top))[0];
-                state[m].total *= fade;
-                for (int d = 0; d < D / LANES; d++) state[m].sum[d] *= fade;
-                state[m].top = top;
-            }
-            vf w = state[m].top > -INFINITY ? exponential(s - state[m].top) : splat(0.0f);
-            state[m].total += sum(w);
-            memcpy(weight[m], &w, sizeof w);
-        }
-        gather(weight, page_of(k, row, key, head, 1), rows, count, D, state);
+}
+
+// Up to SPAN keys [key, to) onto the states of `rows` query rows at positions pos.
+INLINE void attend(const Keys *k, int64_t row, int head, const element *const *q, const int64_t *pos, int rows, int D,
+                   int64_t key, int64_t to, State *state) {
+    static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    int count = to - key < SPAN ? (int)(to - key) : SPAN, blocks = (count + BLOCK - 1) / BLOCK;
+    vf scores[BLOCKS][GROUP];
+    float weight[GROUP][SPAN];
+    const element *values[BLOCKS];
+    for (int b = 0; b < blocks; b++) {
+        score(q, page_of(k, row, key + b * BLOCK, head, 0), rows, D, scores[b]);
+        values[b] = page_of(k, row, key + b * BLOCK, head, 1);
     }
+    for (int m = 0; m < rows; m++) {
+        vf seen_scores[BLOCKS], most = splat(-INFINITY), total = splat(0.0f);
+        for (int b = 0; b < blocks; b++) {
+            vf s = scores[b][m] * k->scale;
+            if (k->soft_cap > 0) s = capped(s, k->soft_cap);
+            int64_t last = pos[m] - key - b * BLOCK, first = k->window ? last - k->window + 1 : 0;
+            vi seen = (vi)(lane <= (int32_t)(last < BLOCK ? (last < -1 ? -1 : last) : BLOCK)) &
+                      (vi)(lane >= (int32_t)(first > 0 ? (first < BLOCK ? first : BLOCK) : 0));
+            seen_scores[b] = choose(seen, s, splat(-INFINITY));
+            most = greater(most, seen_scores[b]);
+        }
+        float top = highest(most);
+        if (top > state[m].top) {
+            float fade = exponential(splat(state[m].top - top))[0];
+            state[m].total *= fade;
+            for (int d = 0; d < D / LANES; d++) state[m].sum[d] *= fade;
+            state[m].top = top;
+        }
+        for (int b = 0; b < blocks; b++) {
+            vf w = state[m].top > -INFINITY ? exponential(seen_scores[b] - state[m].top) : splat(0.0f);
+            total += w;
+            memcpy(weight[m] + b * BLOCK, &w, sizeof w);
+        }
+        state[m].total += sum(total);
+    }
+    int n = rows <= 2 ? 8 : 4;  // vectors of all rows that stay in registers: 16 of 32
+    for (int d = 0; d < D / LANES; d += n)
+        gather((const float(*)[SPAN])weight, values, rows, count, D, d, D / LANES - d < n ? D / LANES - d : n, state);
 }
 
 // Add a later chunk to an earlier one.
@@ -140,40 +190,16 @@ INLINE void merge(State *into, const State *more, int D) {
 }
 
 INLINE void write(element *out, const State *state, int D) {
-    for (int d = 0; d < D / LANES; d++) store(out + d * LANES, state->sum[d] / state->total);
+    for (int d = 0; d < D / LANES; d += 2) {
+        vf a = state->sum[d] / state->total;
+        if (d + 1 < D / LANES) store_two(out + d * LANES, a, state->sum[d + 1] / state->total);
+        else store(out + d * LANES, a);
+    }
 }
 
-INLINE void load_query(const element *q, float scale, int D, vf *to) {
-    for (int d = 0; d < D / LANES; d++) to[d] = load(q + d * LANES) * scale;
-}
-
-INLINE int64_t first_chunk(const Keys *k, int64_t pos) {
+INLINE int64_t first_key(const Keys *k, int64_t pos) {
     int64_t first = k->window ? pos - k->window + 1 : 0;
-    return first > 0 ? first / CHUNK : 0;
-}
-
-// `rows` query rows through all their chunks, or only through chunk `only` where that is not negative.
-INLINE void run_rows(const Keys *k, int64_t row, int head, const element *const *q, const int64_t *pos, int rows, int D,
-                     int64_t only, State *state) {
-    vf wide[GROUP][VECTORS];
-    int64_t last = 0, begin = INT64_MAX;
-    for (int m = 0; m < rows; m++) {
-        load_query(q[m], k->scale, D, wide[m]);
-        last = pos[m] > last ? pos[m] : last;
-        int64_t first = first_chunk(k, pos[m]);
-        begin = first < begin ? first : begin;
-    }
-    int64_t end = last / CHUNK + 1;
-    if (only >= 0) begin = only, end = only + 1;
-    for (int64_t chunk = begin; chunk < end; chunk++) {
-        int64_t from = chunk * CHUNK, to = from + CHUNK < last + 1 ? from + CHUNK : last + 1;
-        State part[GROUP];
-        State *target = chunk == begin ? state : part;
-        attend(k, row, head, (const vf(*)[VECTORS])wide, pos, rows, D, from, to, target);
-        if (chunk > begin)
-            for (int m = 0; m < rows; m++)
-                if (part[m].top > -INFINITY) merge(&state[m], &part[m], D);
-    }
+    return first > 0 ? first / SPAN * SPAN : 0;
 }
 
 #define BY_ROWS(n, call)              \
@@ -184,18 +210,6 @@ INLINE void run_rows(const Keys *k, int64_t row, int head, const element *const 
         default: { enum { N = 4 }; call; } break; \
     }
 
-// A run of query rows, GROUP at a time. q, pos and out by row; states (if given) take the result instead of out.
-INLINE void run_many(const Keys *k, int64_t row, int head, const element **q, const int64_t *pos, element **out, int rows,
-                     int D, int64_t only, State *states) {
-    for (int m = 0; m < rows; m += GROUP) {
-        int n = rows - m < GROUP ? rows - m : GROUP;
-        State local[GROUP], *state = states ? states + m : local;
-        BY_ROWS(n, run_rows(k, row, head, q + m, pos + m, N, D, only, state))
-        if (!states)
-            for (int i = 0; i < n; i++) write(out[m + i], &state[i], D);
-    }
-}
-
 #define BY_D(D, call)                  \
     switch (D) {                       \
         case 32: { enum { SIZE = 32 }; call; } break;   \
@@ -204,84 +218,164 @@ INLINE void run_many(const Keys *k, int64_t row, int head, const element **q, co
         default: { int SIZE = D; call; } break;         \
     }
 
+// GROUP or fewer query rows of a prompt, of one K/V head, through all their chunks.
+INLINE void run_rows(const Keys *k, int64_t row, int head, const element *const *q, const int64_t *pos, int rows, int D,
+                     State *state) {
+    int64_t last = 0, start = INT64_MAX;
+    for (int m = 0; m < rows; m++) {
+        last = pos[m] > last ? pos[m] : last;
+        int64_t first = first_key(k, pos[m]);
+        start = first < start ? first : start;
+    }
+    for (int64_t chunk = start / CHUNK; chunk <= last / CHUNK; chunk++) {
+        int64_t from = chunk * CHUNK, to = from + CHUNK < last + 1 ? from + CHUNK : last + 1;
+        State part[GROUP];
+        State *target = from <= start ? state : part;
+        begin(target, rows, D);
+        for (int64_t key = from > start ? from : start; key < to; key += SPAN)
+            attend(k, row, head, q, pos, rows, D, key, to, target);
+        if (target == part)
+            for (int m = 0; m < rows; m++)
+                if (part[m].top > -INFINITY) merge(&state[m], &part[m], D);
+    }
+}
+
+// A prompt's query rows of one K/V head, GROUP at a time.
+INLINE void run_tile(const Keys *k, int64_t row, int head, const element **q, const int64_t *pos, element **out, int rows,
+                     int D) {
+    for (int m = 0; m < rows; m += GROUP) {
+        int n = rows - m < GROUP ? rows - m : GROUP;
+        State state[GROUP];
+        BY_ROWS(n, run_rows(k, row, head, q + m, pos + m, N, D, state))
+        for (int i = 0; i < n; i++) write(out[m + i], &state[i], D);
+    }
+}
+
+// One chunk of a decode row: its query rows of the K/V heads [head, last_head), G each, span by span.
+INLINE void run_chunk(const Keys *k, int64_t row, int head, int last_head, int G, const element *q, int64_t pos, int D,
+                      int64_t chunk, State *state) {
+    int64_t from = first_key(k, pos), to = (chunk + 1) * CHUNK < pos + 1 ? (chunk + 1) * CHUNK : pos + 1;
+    if (from < chunk * CHUNK) from = chunk * CHUNK;
+    begin(state, (last_head - head) * G, D);
+    int64_t all[GROUP] = {pos, pos, pos, pos};
+    for (int64_t key = from; key < to; key += SPAN)
+        for (int h = head; h < last_head; h++)
+            for (int m = 0; m < G; m += GROUP) {
+                int n = G - m < GROUP ? G - m : GROUP;
+                const element *own[GROUP];
+                for (int i = 0; i < n; i++) own[i] = q + (h * G + m + i) * D;
+                BY_ROWS(n, attend(k, row, h, own, all, N, D, key, to, state + (h - head) * G + m))
+            }
+}
+
 typedef struct {
-    int32_t row, head, at, count;  // at: the chunk of a decode row, or the first query token of a tile
-    int64_t cost;
+    int32_t row, at, head, last_head;  // at: the chunk of a decode row, or the first query token of a tile
+    int64_t part;                      // of a decode row of several chunks: where its states lie; else -1
 } Item;
+
+typedef struct {
+    Item *items;
+    State *parts;   // [parts, heads]
+    int64_t count, num_parts;
+} Work;
+
+// Lists what is to be done for rows [first_row, last_row): -1 without memory.
+static int list_work(Work *w, const Keys *k, const int64_t *query_start, const int64_t *seq_lens, int64_t first_row,
+                     int64_t last_row, int heads, int threads) {
+    int G = heads / k->kv_heads, most = STATES / G > 0 ? STATES / G : 1;
+    int64_t chunks = 0, tiles = 0;
+    for (int64_t r = first_row; r < last_row; r++) {
+        int64_t n = query_start[r + 1] - query_start[r], last = seq_lens[r] - 1;
+        if (n > 1) tiles += (n + TILE - 1) / TILE;
+        else chunks += last / CHUNK - first_key(k, last) / CHUNK + 1;
+    }
+    // K/V heads of a decode item: all that its states have room for, fewer where threads would find too little to do
+    int together = most < k->kv_heads ? most : k->kv_heads;
+    while (together > 1 && chunks * ((k->kv_heads + together - 1) / together) < 4 * threads) together = (together + 1) / 2;
+    w->items = malloc(sizeof(Item) * (size_t)(tiles * k->kv_heads + chunks * ((k->kv_heads + together - 1) / together) + 1));
+    w->parts = NULL;
+    w->count = w->num_parts = 0;
+    if (!w->items) return -1;
+    for (int64_t r = first_row; r < last_row; r++) {
+        int64_t n = query_start[r + 1] - query_start[r], last = seq_lens[r] - 1;
+        if (n > 1) {
+            for (int64_t at = 0; at < n; at += TILE)
+                for (int h = 0; h < k->kv_heads; h++) w->items[w->count++] = (Item){(int32_t)r, (int32_t)at, h, h + 1, -1};
+            continue;
+        }
+        int64_t first = first_key(k, last) / CHUNK, end = last / CHUNK + 1;
+        for (int64_t c = first; c < end; c++) {
+            int64_t part = end - first > 1 || G > STATES ? w->num_parts++ : -1;
+            for (int h = 0; h < k->kv_heads; h += together) {
+                int last_head = h + together < k->kv_heads ? h + together : k->kv_heads;
+                w->items[w->count++] = (Item){(int32_t)r, (int32_t)c, h, last_head, part};
+            }
+        }
+    }
+    if (w->num_parts) w->parts = aligned_alloc(64, sizeof(State) * (size_t)(w->num_parts * heads));
+    if (w->num_parts && !w->parts) {
+        free(w->items);
+        return -1;
+    }
+    return 0;
+}
+
+static void run_prompt_item(const Keys *k, Item it, const element *q, element *out, int64_t start, int64_t n,
+                            int64_t past, int heads) {
+    int G = heads / k->kv_heads, tokens = (int)(n - it.at < TILE ? n - it.at : TILE);
+    const element *qs[GROUP * TILE];
+    element *outs[GROUP * TILE];
+    int64_t pos[GROUP * TILE];
+    int rows = 0;
+    for (int t = 0; t < tokens; t++)
+        for (int g = 0; g < G; g++) {
+            int64_t place = ((start + it.at + t) * heads + it.head * G + g) * k->D;
+            qs[rows] = q + place, outs[rows] = out + place, pos[rows] = past + it.at + t;
+            if (++rows < GROUP * TILE && (t + 1 < tokens || g + 1 < G)) continue;
+            BY_D(k->D, run_tile(k, it.row, it.head, qs, pos, outs, rows, SIZE))
+            rows = 0;
+        }
+}
+
+static void run_decode_item(const Keys *k, Item it, const element *q, element *out, int64_t pos, int heads, State *part) {
+    int G = heads / k->kv_heads, count = (it.last_head - it.head) * G;
+    State local[STATES], *state = part ? part + it.head * G : local;
+    BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, it.at, state))
+    if (!part)
+        for (int i = 0; i < count; i++) write(out + (it.head * G + i) * k->D, &state[i], k->D);
+}
 
 // q, out [T, Hq, D]; query_start [R+1], seq_lens [R]. rows [first_row, last_row). Returns 0, or -1 without memory.
 int attention(const element *q, const element *kv, const int64_t *query_start, const int64_t *seq_lens,
               const int32_t *page_table, element *out, int64_t first_row, int64_t last_row, int64_t pages_a_row,
               int64_t heads, int64_t kv_heads, int64_t page_size, int64_t D, float scale, float soft_cap, int64_t window) {
     Keys k = {kv, page_table, pages_a_row, (int)kv_heads, (int)page_size, (int)D, scale, soft_cap, window};
-    int G = (int)(heads / kv_heads);
-    int64_t room = 0, partials = 0, work = 0;
-    for (int64_t r = first_row; r < last_row; r++) {
-        int64_t n = query_start[r + 1] - query_start[r], chunks = (seq_lens[r] - 1) / CHUNK + 1;
-        room += n == 1 ? chunks : (n + TILE - 1) / TILE;
-        if (n == 1 && chunks > 1) partials += chunks;
-        work += n * seq_lens[r];
-    }
-    Item *items = malloc(sizeof(Item) * (size_t)(room * kv_heads));
-    State *states = partials ? aligned_alloc(64, sizeof(State) * (size_t)(partials * heads)) : NULL;
-    if (!items || (partials && !states)) {
-        free(items), free(states);
+    int64_t load = 0;
+    for (int64_t r = first_row; r < last_row; r++) load += (query_start[r + 1] - query_start[r]) * seq_lens[r];
+    int alone = load * heads <= 4096;
+    Work w;
+    if (list_work(&w, &k, query_start, seq_lens, first_row, last_row, (int)heads, alone ? 1 : omp_get_max_threads()))
         return -1;
-    }
-    int64_t count = 0;
-    for (int64_t r = first_row; r < last_row; r++) {
-        int64_t n = query_start[r + 1] - query_start[r];
-        int64_t begin = n == 1 ? first_chunk(&k, seq_lens[r] - 1) : 0;
-        int64_t end = n == 1 ? (seq_lens[r] - 1) / CHUNK + 1 : n;
-        for (int64_t at = begin; at < end; at += n == 1 ? 1 : TILE)
-            for (int64_t h = 0; h < kv_heads; h++)
-                items[count++] = (Item){(int32_t)r, (int32_t)h, (int32_t)at, (int32_t)(n == 1 ? end - begin : 0), 0};
-    }
-    // Where a decode row's partial states begin: rows in order, those of more than one chunk only.
-    int64_t *offset = malloc(sizeof(int64_t) * (size_t)(last_row - first_row + 1));
-    if (!offset) {
-        free(items), free(states);
-        return -1;
-    }
-    int64_t next = 0;
-    for (int64_t r = first_row; r < last_row; r++) {
-        int64_t n = query_start[r + 1] - query_start[r], chunks = (seq_lens[r] - 1) / CHUNK + 1;
-        offset[r - first_row] = next;
-        if (n == 1 && chunks > 1) next += chunks;
-    }
-#pragma omp parallel for schedule(dynamic, 1) if (work * heads > 4096)
-    for (int64_t i = 0; i < count; i++) {
-        Item it = items[i];
+#pragma omp parallel for schedule(dynamic, 1) if (!alone)
+    for (int64_t i = 0; i < w.count; i++) {
+        Item it = w.items[i];
         int64_t start = query_start[it.row], n = query_start[it.row + 1] - start, past = seq_lens[it.row] - n;
-        const element *qs[TILE * 16];
-        element *outs[TILE * 16];
-        int64_t pos[TILE * 16];
-        int tokens = n == 1 ? 1 : (int)(n - it.at < TILE ? n - it.at : TILE), at_once = (TILE * 16) / G;
-        int64_t token = n == 1 ? 0 : it.at;
-        while (tokens > 0) {
-            int some = tokens < at_once ? tokens : at_once;
-            for (int t = 0; t < some; t++)
-                for (int g = 0; g < G; g++) {
-                    int64_t place = ((start + token + t) * heads + it.head * G + g) * D;
-                    qs[t * G + g] = q + place, outs[t * G + g] = out + place, pos[t * G + g] = past + token + t;
-                }
-            State *parts = n == 1 && it.count > 1
-                ? states + (offset[it.row - first_row] + it.at) * heads + it.head * G : NULL;
-            BY_D(D, run_many(&k, it.row, it.head, qs, pos, outs, some * G, SIZE, n == 1 ? it.at : -1, parts))
-            tokens -= some, token += some;
-        }
+        State *part = it.part < 0 ? NULL : w.parts + it.part * heads;
+        if (n > 1) run_prompt_item(&k, it, q, out, start, n, past, (int)heads);
+        else run_decode_item(&k, it, q + start * heads * D, out + start * heads * D, past, (int)heads, part);
     }
-    for (int64_t i = 0; i < count && partials; i++) {
-        Item it = items[i];
-        int64_t start = query_start[it.row], begin = first_chunk(&k, seq_lens[it.row] - 1);
-        if (query_start[it.row + 1] - start != 1 || it.count < 2 || it.at != begin) continue;
-        for (int g = 0; g < G; g++) {
-            State *first = states + (offset[it.row - first_row] + begin) * heads + it.head * G + g;
-            for (int c = 1; c < it.count; c++)
+    for (int64_t i = 0; i < w.count;) {  // merge the chunks of a row, first to last
+        Item it = w.items[i];
+        int64_t chunks = 0;
+        for (; i < w.count && w.items[i].row == it.row; i++) chunks += it.part >= 0 && w.items[i].head == 0;
+        element *to = out + query_start[it.row] * heads * D;
+        for (int64_t h = 0; h < heads && chunks; h++) {
+            State *first = w.parts + it.part * heads + h;
+            for (int64_t c = 1; c < chunks; c++)
                 if (first[c * heads].top > -INFINITY) merge(first, first + c * heads, (int)D);
-            write(out + (start * heads + it.head * G + g) * D, first, (int)D);
+            write(to + h * D, first, (int)D);
         }
     }
-    free(items), free(states), free(offset);
+    free(w.items), free(w.parts);
     return 0;
 }

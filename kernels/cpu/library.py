@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kernels.errors import KernelsUnavailable
 
-SOURCES = ("vectors.h", "attention.c", "layers.c", "sample.c")
+SOURCES = ("vectors.h", "attention.c", "layers.c", "product.c", "sample.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}
 

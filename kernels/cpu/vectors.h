@@ -33,6 +33,16 @@ INLINE vf rounded(vf x) {  // to what an element can hold
     vu bits = (vu)x;
     return choose((vi)(x != x), x, (vf)((bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u));
 }
+// Two vectors at once: one has the even elements, the other the odd ones, which takes one instruction each.
+INLINE void load_two(const element *p, vf *a, vf *b) {
+    vu pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    *a = (vf)(pairs << 16), *b = (vf)(pairs & 0xFFFF0000u);
+}
+INLINE void store_two(element *p, vf a, vf b) {
+    vu pairs = ((vu)rounded(a) >> 16) | ((vu)rounded(b) & 0xFFFF0000u);
+    memcpy(p, &pairs, sizeof pairs);
+}
 #else
 typedef float element;
 INLINE vf load(const element *p) {
@@ -42,6 +52,8 @@ INLINE vf load(const element *p) {
 }
 INLINE void store(element *p, vf x) { memcpy(p, &x, sizeof x); }
 INLINE vf rounded(vf x) { return x; }
+INLINE void load_two(const element *p, vf *a, vf *b) { *a = load(p), *b = load(p + LANES); }
+INLINE void store_two(element *p, vf a, vf b) { store(p, a), store(p + LANES, b); }
 #endif
 
 INLINE vf load_float(const float *p) {

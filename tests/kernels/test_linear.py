@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.cpu.product import has_product
 from kernels.linear import Linear, can_pack
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def tensors(
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
 def test_linear_is_the_product_and_the_bias(dtype: torch.dtype, with_bias: bool):
     """For one row and many, and widths that are no multiple of anything."""
-    for rows, K, N in ((1, 64, 96), (7, 100, 63), (130, 80, 257)):
+    for rows, K, N in ((1, 64, 96), (7, 100, 63), (130, 80, 257), (3, 33, 16), (100, 2, 5)):
         x, weight, bias = tensors(rows, K, N, dtype)
         expected = x.double() @ weight.double().T + (bias.double() if with_bias else 0.0)
         ours = Linear(weight.clone(), bias if with_bias else None)(x)
@@ -49,6 +50,16 @@ def test_in_the_fixed_order_a_row_has_the_same_bits_in_any_company(dtype: torch.
             for start, stop in ((0, 2), (598, 600), (3, 5), (1, 8), (17, 34), (0, 64), (100, 229), (1, 600)):
                 assert torch.equal(linear(x[start:stop].contiguous()), whole[start:stop]), (K, N, threads, start, stop)
         torch.set_num_threads(1)
+
+
+def test_a_product_in_c_gives_a_lone_row_the_same_bits():
+    """Where bf16 products are done in C, one row is as good as many; and nothing is written past the last column."""
+    x, weight, bias = tensors(13, 96, 77, torch.bfloat16)
+    if not has_product(weight):
+        pytest.skip("no bf16 product in C here: no compiler, or a CPU without AVX512-BF16 or with AMX")
+    linear = Linear(weight, bias, deterministic=True)
+    whole = linear(x)
+    assert torch.equal(torch.cat([linear(row.unsqueeze(0)) for row in x]), whole)
 
 
 def test_deterministic_mode_refuses_a_dtype_without_such_a_product():

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from kernels.cpu.large_pages import use_large_pages
 from kernels.cpu.ops import fits
 from kernels.errors import KernelsUnavailable
 from kernels.linear import can_pack
@@ -94,6 +95,7 @@ class Engine:
         self._rows = RowTable(ops, config.max_rows, max_len, config.page_size)
         page = (2, model.num_kv_heads, config.page_size, model.head_dim)
         self._kv = torch.zeros(model.num_layers, num_pages, *page, dtype=decoder.dtype)
+        use_large_pages(self._kv)
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = count()
 

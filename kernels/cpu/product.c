@@ -1,0 +1,120 @@
+// out = x W^T + bias in bf16, for processors that multiply bf16 pairs (AVX512-BF16) and have no tiles for it (AMX).
+//
+// The weight is packed once: panels of PANEL output columns, in each all pairs along K one after the other, the
+// columns of a pair side by side. So a product reads the weight once, from front to back, whatever the number of rows.
+// An output is one sum over K in one order, in fp32, rounded once: the same to the bit for any number of rows or
+// threads.
+#include "vectors.h"
+
+#if defined(ELEMENT_BF16) && defined(__AVX512BF16__) && !defined(__AMX_TILE__)
+#include <immintrin.h>
+
+#define VECTORS_A_PANEL 4
+#define PANEL (VECTORS_A_PANEL * LANES)
+#define ROWS 6  // rows x vectors of a panel are sums that stay in registers: 24 of 32
+#define AHEAD 1024  // bytes of the weight that are fetched before their time
+
+int has_product(void) { return 1; }
+
+INLINE int64_t panels(int64_t N) { return (N + PANEL - 1) / PANEL; }
+
+// Vectors in panel p: the last one may be narrower, and its last vector is filled up with zeros.
+INLINE int64_t vectors_in(int64_t N, int64_t p) {
+    int64_t left = N - p * PANEL;
+    return left >= PANEL ? VECTORS_A_PANEL : (left + LANES - 1) / LANES;
+}
+
+int64_t packed_elements(int64_t N, int64_t K) { return (N + LANES - 1) / LANES * LANES * K; }
+
+// weight [N, K] -> packed [packed_elements(N, K)]; K is even.
+void pack_weight(const element *weight, element *packed, int64_t N, int64_t K) {
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels(N); p++) {
+        int64_t width = vectors_in(N, p) * LANES;
+        element *to = packed + p * PANEL * K;
+        for (int64_t n = 0; n < width; n++) {
+            const element *from = weight + (p * PANEL + n) * K;
+            int inside = p * PANEL + n < N;
+            for (int64_t k = 0; k < K; k += 2) {
+                to[k * width + 2 * n] = inside ? from[k] : 0;
+                to[k * width + 2 * n + 1] = inside ? from[k + 1] : 0;
+            }
+        }
+    }
+}
+
+// `rows` rows of x times one panel of `vectors` vectors. columns: how many of the panel's columns there are.
+INLINE void tile(const element *x, const element *panel, const element *bias, element *out, int rows, int vectors,
+                 int64_t columns, int64_t N, int64_t K) {
+    __m512 sum[ROWS][VECTORS_A_PANEL];
+    for (int m = 0; m < rows; m++)
+        for (int v = 0; v < vectors; v++) sum[m][v] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += 2) {
+        const char *w = (const char *)(panel + k * vectors * LANES);
+        __m512bh column[VECTORS_A_PANEL];
+        for (int v = 0; v < vectors; v++) {
+            column[v] = (__m512bh)_mm512_loadu_si512(w + 64 * v);
+            _mm_prefetch(w + AHEAD + 64 * v, _MM_HINT_T0);
+        }
+        for (int m = 0; m < rows; m++) {
+            int32_t pair;
+            memcpy(&pair, x + m * K + k, sizeof pair);
+            __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+            for (int v = 0; v < vectors; v++) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], both, column[v]);
+        }
+    }
+    for (int v = 0; v < vectors; v++) {
+        int64_t left = columns - v * LANES;
+        __mmask16 there = left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1);
+        __m512 add = _mm512_setzero_ps();
+        if (bias) {
+            __m256i b = _mm256_maskz_loadu_epi16(there, bias + v * LANES);
+            add = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+        }
+        for (int m = 0; m < rows; m++) {
+            __m256i rounded_sum = (__m256i)_mm512_cvtneps_pbh(bias ? _mm512_add_ps(sum[m][v], add) : sum[m][v]);
+            _mm256_mask_storeu_epi16(out + m * N + v * LANES, there, rounded_sum);
+        }
+    }
+}
+
+#define OF_ROWS(n, v)                                                                       \
+    switch (n) {                                                                            \
+        case 1: tile(x, panel, bias, out, 1, v, columns, N, K); break;                      \
+        case 2: tile(x, panel, bias, out, 2, v, columns, N, K); break;                      \
+        case 3: tile(x, panel, bias, out, 3, v, columns, N, K); break;                      \
+        case 4: tile(x, panel, bias, out, 4, v, columns, N, K); break;                      \
+        case 5: tile(x, panel, bias, out, 5, v, columns, N, K); break;                      \
+        default: tile(x, panel, bias, out, 6, v, columns, N, K); break;                     \
+    }
+
+static void one_panel(const element *x, const element *panel, const element *bias, element *out, int64_t rows,
+                      int64_t vectors, int64_t columns, int64_t N, int64_t K) {
+    int64_t tiles = (rows + ROWS - 1) / ROWS;
+    for (int64_t t = 0; t < tiles; t++) {  // tiles of like height: 8 rows are 4 and 4
+        int n = (int)((rows - 1 - t) / tiles + 1);
+        switch (vectors) {
+            case 1: OF_ROWS(n, 1) break;
+            case 2: OF_ROWS(n, 2) break;
+            case 3: OF_ROWS(n, 3) break;
+            default: OF_ROWS(n, 4) break;
+        }
+        x += n * K, out += n * N;
+    }
+}
+
+// x [M, K], packed weight of [N, K], bias [N] or NULL -> out [M, N]. K is even.
+void product(const element *x, const element *packed, const element *bias, element *out, int64_t M, int64_t N,
+             int64_t K) {
+    int64_t wide = panels(N), parts = M >= 96 && wide < 64 ? 4 : 1;  // few panels and many rows: share the rows too
+#pragma omp parallel for schedule(static) if (M * N * K > 16384)
+    for (int64_t i = 0; i < wide * parts; i++) {
+        int64_t p = i / parts, part = i % parts, first = M * part / parts, last = M * (part + 1) / parts;
+        int64_t columns = N - p * PANEL < PANEL ? N - p * PANEL : PANEL;
+        one_panel(x + first * K, packed + p * PANEL * K, bias ? bias + p * PANEL : NULL, out + first * N + p * PANEL,
+                  last - first, vectors_in(N, p), columns, N, K);
+    }
+}
+#else
+int has_product(void) { return 0; }
+#endif
