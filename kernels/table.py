@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import torch
 
+from kernels.adjust_logits import AdjustLogits, adjust_logits_torch
 from kernels.cpu.ops import CpuOps, fits
 from kernels.errors import KernelsUnavailable
 from kernels.gather_rows import GatherRows, gather_rows_torch
@@ -28,6 +29,7 @@ from kernels.prepare_batch import PrepareBatch, prepare_batch_torch
 from kernels.rms_norm import RmsNorm, rms_norm_torch
 from kernels.sample import Sample, sample_torch
 from kernels.silu_mul import SiluMul, silu_mul_torch
+from kernels.token_logprobs import TokenLogprobs, token_logprobs_torch
 
 
 class Backend(StrEnum):
@@ -53,6 +55,8 @@ class Ops:
     gelu_mul: GeluMul
     gather_rows: GatherRows
     sample: Sample
+    adjust_logits: AdjustLogits
+    token_logprobs: TokenLogprobs
 
 
 _TORCH = Ops(
@@ -67,6 +71,8 @@ _TORCH = Ops(
     gelu_mul=gelu_mul_torch,
     gather_rows=gather_rows_torch,
     sample=sample_torch,
+    adjust_logits=adjust_logits_torch,
+    token_logprobs=token_logprobs_torch,
 )
 
 

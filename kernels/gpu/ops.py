@@ -13,6 +13,7 @@ try:
 except ImportError as error:
     raise KernelsUnavailable(f"the Triton kernels need the package triton ({error}): install it") from None
 
+from kernels.gpu.adjust_logits import adjust_logits
 from kernels.gpu.decode_attention import attention_workspace, decode_attention
 from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
@@ -21,6 +22,7 @@ from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
+from kernels.gpu.token_logprobs import token_logprobs
 
 
 def gpu_ops() -> dict[str, Any]:
@@ -42,6 +44,8 @@ def gpu_ops() -> dict[str, Any]:
         "prefill_attention": prefill_attention,
         "prepare_batch": prepare_batch,
         "sample": sample,
+        "adjust_logits": adjust_logits,
+        "token_logprobs": token_logprobs,
         "silu_mul": silu_mul,
         "gelu_mul": gelu_mul,
         "gather_rows": gather_rows,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.adjust_logits import Penalties
+from kernels.gpu.adjust_logits import adjust_logits
 from kernels.gpu.architectures import Architecture
 from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_attention
 from kernels.gpu.gather_rows import gather_rows
@@ -18,6 +20,7 @@ from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
+from kernels.gpu.token_logprobs import token_logprobs
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 
@@ -109,6 +112,14 @@ def _prepare() -> object:
     )  # fmt: skip
 
 
+def _adjust() -> object:
+    rows, vocab, long = 16, 128256, torch.int64
+    reals, numbers = empty(rows, dtype=FP32), empty(rows, dtype=long)
+    bits = empty(rows, vocab // 32, dtype=torch.int32)
+    past = Penalties(numbers, bits, empty(rows, vocab, dtype=torch.int32), reals, reals, reals)
+    return adjust_logits(empty(rows, vocab), bias=(numbers, numbers, reals), allowed=bits, penalties=past)
+
+
 def _sample() -> object:
     rows, long = 16, torch.int64
     reals, numbers = empty(rows, dtype=FP32), empty(rows, dtype=long)
@@ -144,6 +155,8 @@ CASES: dict[str, Case] = {
     "gelu_mul": lambda target: gelu_mul(empty(16, 28672)),
     "prepare_batch": lambda target: _prepare(),
     "sample": lambda target: _sample(),
+    "adjust_logits": lambda target: _adjust(),
+    "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
     "gather_rows": lambda target: gather_rows(empty(16, 4096), empty(4, dtype=torch.int64)),
 }  # fmt: skip
 
@@ -159,6 +172,8 @@ QUICK = {
     "norm_rope_write, norms, fp8 pages",
     "prepare_batch",
     "sample",
+    "adjust_logits",
+    "token_logprobs",
     "rms_norm, residual",
     "silu_mul",
     "gather_rows",

@@ -1,0 +1,89 @@
+"""What is done to logits, and what is read from them: bias, allowed tokens, penalties, log-probabilities."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels.adjust_logits import Penalties
+from tests.kernels.conftest import OpsFor, examples
+
+dtypes = st.sampled_from([torch.float32, torch.bfloat16])
+vocabularies = st.sampled_from([1, 31, 32, 33, 100, 1500])
+# A few roundings of values up to 10, each by half of bf16's unit in the last place there.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def random_bits(rows: int, vocab: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Packed [rows, words] int32, all 32 bits of a word in use, and the same as bools [rows, vocab]."""
+    words = torch.randint(-(2**31), 2**31, (rows, -(-vocab // 32)), generator=torch.Generator().manual_seed(seed))
+    bits = [[word >> place & 1 for word in row for place in range(32)] for row in words.tolist()]
+    return words.int(), torch.tensor(bits).bool()[:, :vocab]
+
+
+def test_bias_then_allowed_tokens_then_penalties(ops_of: OpsFor):
+    """Against loops over tokens in fp64; each alone and together."""
+
+    @examples(ops_of, 20)
+    @given(dtypes, st.integers(1, 4), vocabularies, st.booleans(), st.booleans(), st.booleans())
+    def check(dtype: torch.dtype, rows: int, vocab: int, biased: bool, masked: bool, penalised: bool) -> None:
+        logits = normal(rows, vocab).to(dtype)
+        expected = logits.double()
+        bias = allowed = penalties = None
+        if biased:
+            bias = (torch.arange(rows), torch.arange(rows) * 7 % vocab, torch.linspace(-2, 5, rows))
+            for row, token, value in zip(*bias, strict=True):
+                expected[row, token] += float(value)
+            expected = expected.to(dtype).double()
+        if masked:
+            allowed, bits = random_bits(rows, vocab, 1)
+            expected[~bits] = float("-inf")
+        if penalised:
+            in_prompt, prompt = random_bits(rows + 2, vocab, 2)
+            counts = torch.randint(0, 3, (rows + 2, vocab), generator=torch.Generator().manual_seed(3)).int()
+            seats = torch.arange(rows).flip(0) + 2
+            values = [torch.linspace(*ends, rows) for ends in ((0.8, 1.5), (0.0, 1.0), (-0.5, 0.7))]
+            penalties = Penalties(seats, in_prompt, counts, *values)
+            for row, seat in enumerate(seats.tolist()):
+                repetition, presence, frequency = (float(value[row]) for value in values)
+                past = zip(expected[row].tolist(), prompt[seat].tolist(), counts[seat].tolist(), strict=True)
+                expected[row] = torch.tensor(
+                    [
+                        (x if not (said or count) else x / repetition if x > 0 else x * repetition)
+                        - frequency * count
+                        - presence * (count > 0)
+                        for x, said, count in past
+                    ],
+                    dtype=torch.float64,
+                )
+        ops = ops_of(dtype)
+        got = ops.adjust_logits(logits, bias=bias, allowed=allowed, penalties=penalties)
+        assert got is logits
+        torch.testing.assert_close(got.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+    check()
+
+
+def test_log_probabilities_and_ranks_are_those_of_a_softmax_and_a_sort(ops_of: OpsFor):
+    """In fp64; of several tokens a row, equal ones among them, with tokens that are ruled out."""
+
+    @examples(ops_of, 20)
+    @given(dtypes, st.integers(1, 3), vocabularies, st.integers(1, 5))
+    def check(dtype: torch.dtype, rows: int, vocab: int, wanted: int) -> None:
+        logits = (normal(rows, vocab) * 4).to(dtype)
+        logits[:, 1::3] = float("-inf")
+        ids = torch.randint(0, vocab, (rows, wanted), generator=torch.Generator().manual_seed(4))
+        logprobs, ranks = ops_of(dtype).token_logprobs(logits, ids)
+        wide = logits.double()
+        torch.testing.assert_close(logprobs.double(), wide.log_softmax(-1).gather(1, ids), atol=1e-5, rtol=1e-5)
+        for row in range(rows):
+            greater = [int((wide[row] > wide[row, token]).sum()) for token in ids[row].tolist()]
+            assert ranks[row].tolist() == greater
+
+    check()
