@@ -169,13 +169,14 @@ class CpuOps:
         self, batch: FlatBatch, kv_shape: tuple[int, ...], heads: int, /, *, deterministic: bool, out: Any = None
     ) -> FlatBatch:
         """See AttentionWorkspace: the batch with its tensors contiguous. There is one order, the fixed one."""
-        return replace(batch, page_table=batch.page_table.contiguous())
+        real = min(batch.num_decode, batch.num_tokens)  # C knows no padding rows
+        return replace(batch, page_table=batch.page_table.contiguous(), num_decode=real)
 
     def decode_attention(
         self, q: Tensor, kv: Tensor, batch: FlatBatch, workspace: Any, out: Tensor, /, **how: Any
     ) -> None:
         """See Attention."""
-        self._attend(q, kv, workspace, out, 0, batch.num_decode, **how)
+        self._attend(q, kv, workspace, out, 0, workspace.num_decode, **how)
 
     def prefill_attention(
         self, q: Tensor, kv: Tensor, batch: FlatBatch, workspace: Any, out: Tensor, /, **how: Any
