@@ -6,6 +6,7 @@ cpu/                C kernels for CPUs, compiled once a machine
 gpu/                Triton kernels for GPUs, imported only where they run
 linear.py           Linear: owns its weight; packing (later quantisation, adapters, sharding) lives there alone
 prepare_batch.py    rows to the flat batch: ids, positions, slots, lengths
+quantised_linear.py products with weights of 8 or 4 bits
 rms_norm.py         RMSNorm, with the residual add
 norm_rope_write.py  q/k norm (optional), rotary embedding, K/V write into the pages
 paged_attention.py  attention of decode rows and of prefill chunks over pages

@@ -26,6 +26,7 @@ from kernels.paged_attention import (
     prefill_attention_torch,
 )
 from kernels.prepare_batch import PrepareBatch, prepare_batch_torch
+from kernels.quantised_linear import QuantisedLinear, quantised_linear_torch
 from kernels.rms_norm import RmsNorm, rms_norm_torch
 from kernels.sample import Sample, sample_torch
 from kernels.silu_mul import SiluMul, silu_mul_torch
@@ -51,6 +52,7 @@ class Ops:
     attention_workspace: AttentionWorkspace
     decode_attention: Attention
     prefill_attention: Attention
+    quantised_linear: QuantisedLinear
     silu_mul: SiluMul
     gelu_mul: GeluMul
     gather_rows: GatherRows
@@ -67,6 +69,7 @@ _TORCH = Ops(
     attention_workspace=attention_workspace_torch,
     decode_attention=decode_attention_torch,
     prefill_attention=prefill_attention_torch,
+    quantised_linear=quantised_linear_torch,
     silu_mul=silu_mul_torch,
     gelu_mul=gelu_mul_torch,
     gather_rows=gather_rows_torch,

@@ -19,6 +19,7 @@ from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.prepare_batch import prepare_batch
+from kernels.gpu.quantised_linear import quantised_linear
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
@@ -46,6 +47,7 @@ def gpu_ops() -> dict[str, Any]:
         "sample": sample,
         "adjust_logits": adjust_logits,
         "token_logprobs": token_logprobs,
+        "quantised_linear": quantised_linear,
         "silu_mul": silu_mul,
         "gelu_mul": gelu_mul,
         "gather_rows": gather_rows,

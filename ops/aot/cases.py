@@ -17,12 +17,14 @@ from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.prepare_batch import prepare_batch
+from kernels.gpu.quantised_linear import launch
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
 from kernels.gpu.token_logprobs import token_logprobs
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
+from kernels.quantised_linear import QuantisedWeight
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 Case = Callable[[Architecture], object]
@@ -112,6 +114,16 @@ def _prepare() -> object:
     )  # fmt: skip
 
 
+def quantised(bits: int, rows: int) -> Case:
+    def call(target: Architecture) -> None:
+        K, N, group = 4096, 14336, 128 if bits == 4 else 4096
+        codes = empty(K // 8, N, dtype=torch.int32) if bits == 4 else empty(K, N, dtype=torch.int8)
+        zeros = empty(K // group, N) if bits == 4 else None
+        launch(empty(rows, K), QuantisedWeight(codes, empty(K // group, N), zeros, bits), None, None, target)
+
+    return call
+
+
 def _adjust() -> object:
     rows, vocab, long = 16, 128256, torch.int64
     reals, numbers = empty(rows, dtype=FP32), empty(rows, dtype=long)
@@ -157,6 +169,7 @@ CASES: dict[str, Case] = {
     "sample": lambda target: _sample(),
     "adjust_logits": lambda target: _adjust(),
     "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
+    **{f"quantised_linear, {bits} bits, {rows} rows": quantised(bits, rows) for bits in (4, 8) for rows in (16, 256)},
     "gather_rows": lambda target: gather_rows(empty(16, 4096), empty(4, dtype=torch.int64)),
 }  # fmt: skip
 
@@ -172,6 +185,8 @@ QUICK = {
     "norm_rope_write, norms, fp8 pages",
     "prepare_batch",
     "sample",
+    "quantised_linear, 4 bits, 16 rows",
+    "quantised_linear, 8 bits, 16 rows",
     "adjust_logits",
     "token_logprobs",
     "rms_norm, residual",
