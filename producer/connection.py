@@ -74,9 +74,11 @@ def aconnect(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, resends: i
             return _aserver(address, address.hosts[0] if address.hosts else None, settings, resends)
 
 
-def connect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> sync_redis.Redis:
-    """A connection of its own for reads that block up to BLOCK_S: waits longer than they do, and never sends again."""
-    return connect(url, timeout_s=BLOCK_S + timeout_s, resends=0)
+def connect_to_block(
+    url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, block_s: float = BLOCK_S
+) -> sync_redis.Redis:
+    """A connection of its own for reads that block up to `block_s`: waits longer than they do, never sends again."""
+    return connect(url, timeout_s=block_s + timeout_s, resends=0)
 
 
 def aconnect_to_block(url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> async_redis.Redis:

@@ -37,6 +37,7 @@ from producer.errors import NewerProtocol, Undecodable
 from producer.keys import Keys
 from producer.protocol import Failure, Job
 from worker.jobs import PRIORITY, JobRefused, Refusal, Resolved, RunningJob, decide
+from worker.partitions import Partitions
 from worker.text import TextModel
 
 log = structlog.get_logger()
@@ -65,7 +66,7 @@ class Inbox:
     def __init__(
         self,
         redis: sync_redis.Redis,
-        keys: Keys,
+        partitions: Partitions,
         consumer: str,
         text: TextModel,
         served_name: str,
@@ -74,14 +75,15 @@ class Inbox:
         max_deliveries: int = 50,
     ) -> None:
         """max_len: longest job, prompt and answer, in tokens. Past strikes or deliveries a job is dead-lettered."""
-        self._redis, self._keys, self._consumer = redis, keys, consumer
+        self._redis, self._partitions, self._consumer = redis, partitions, consumer
         self._text, self._served_name, self._max_len = text, served_name, max_len
         self._started = wire.encode_started(consumer, served_name)
         self._max_strikes, self._max_deliveries = max_strikes, max_deliveries
         self._pulled: list[_Pulled] = []
         self._claimed: list[Claim] = []
-        self._cursor = ReclaimCursor()
-        self._reply_lost = False
+        self._cursors = {keys.partition: ReclaimCursor() for keys in partitions}
+        self._to_search: list[Keys] = []  # partitions in which this round of reclaims has not come to the end
+        self._reply_lost: set[int] = set()  # partitions in which we may hold what we don't know of
         self._ids = count()
         self.counts = dict.fromkeys(("reclaimed", "resumed", "late", "broken", "dead", "refused", "foreign"), 0)
 
@@ -95,26 +97,46 @@ class Inbox:
 
         Raises redis.RedisError.
         """
-        known = [*held, *(item.delivery for item in self.held)] if self._reply_lost else None
-        self._reply_lost = True
-        call = pull(self._keys, self._consumer, room, fingerprint=self._text.fingerprint, held=known)
-        pulled = run(self._redis, call)
-        self._reply_lost = False
+        before = len(self._pulled)
+        for keys in self._partitions.in_turn():
+            if room > (came := len(self._pulled) - before):
+                self._pull(keys, room - came, held)
+        return len(self._pulled) - before
+
+    def _pull(self, keys: Keys, room: int, held: Collection[Delivery]) -> None:
+        known: list[Delivery] | None = None
+        if keys.partition in self._reply_lost:
+            all_held = (*held, *(item.delivery for item in self.held))
+            known = [delivery for delivery in all_held if delivery.partition == keys.partition]
+        self._reply_lost.add(keys.partition)
+        pulled = run(self._redis, pull(keys, self._consumer, room, fingerprint=self._text.fingerprint, held=known))
+        self._reply_lost.remove(keys.partition)
         self._note_foreign(pulled.foreign)
         self._pulled += [_Pulled(delivery, reclaimed=False) for delivery in pulled.deliveries]
-        return len(pulled.deliveries)
 
     def reclaim(self, lease_s: float, room: int, held: Collection[Delivery] = ()) -> bool:
-        """Take over at most `room` deliveries whose owner has not renewed; whether the whole lane has been looked at.
+        """Take over at most `room` deliveries whose owner has not renewed; whether all lanes have been looked at.
 
         `held`: all this worker holds elsewhere; what it was itself too late to renew is its own again.
         Raises redis.RedisError.
         """
-        call = reclaim(self._keys, self._consumer, round(lease_s * 1000), self._cursor, room)
-        before, self._reply_lost = self._reply_lost, True
-        found = run(self._redis, call)
-        self._reply_lost = before
-        self._cursor = found.cursor
+        self._to_search = self._to_search or self._partitions.in_turn()
+        before = len(self._pulled)
+        while self._to_search and room > (came := len(self._pulled) - before):
+            keys = self._to_search[0]
+            if not self._reclaim(keys, lease_s, room - came, held):
+                return False
+            self._to_search.pop(0)
+        return not self._to_search
+
+    def _reclaim(self, keys: Keys, lease_s: float, room: int, held: Collection[Delivery]) -> bool:
+        """`reclaim`, of one partition."""
+        cursor, was_lost = self._cursors[keys.partition], keys.partition in self._reply_lost
+        self._reply_lost.add(keys.partition)
+        found = run(self._redis, reclaim(keys, self._consumer, round(lease_s * 1000), cursor, room))
+        if not was_lost:
+            self._reply_lost.remove(keys.partition)
+        self._cursors[keys.partition] = found.cursor
         self._note_foreign(found.foreign)
         own = {*held, *(item.delivery for item in self.held)}
         taken_over = [delivery for delivery in found.deliveries if delivery not in own]
@@ -122,7 +144,7 @@ class Inbox:
         for delivery in taken_over:
             self.counts["reclaimed"] += 1
             log.warning("reclaimed", job=delivery.job_id, reason="its worker has not renewed its lease")
-        return self._cursor.at_start
+        return found.cursor.at_start
 
     def take(self) -> Taken:
         """Claim what was pulled and make it ready. Raises redis.RedisError; call again then."""
@@ -143,18 +165,21 @@ class Inbox:
 
     def _claim(self) -> None:
         """Become the owner of what was pulled; what is too late or no job of ours is ended on the way."""
-        keys, consumer, started = self._keys, self._consumer, self._started
-        calls = [claim(keys, p.delivery, consumer, started, reclaimed=p.reclaimed, nonce=p.nonce) for p in self._pulled]
+        consumer, started, keys_of = self._consumer, self._started, self._partitions.of
+        calls = [
+            claim(keys_of(p.delivery), p.delivery, consumer, started, reclaimed=p.reclaimed, nonce=p.nonce)
+            for p in self._pulled
+        ]
         claims = [answer for answer in run_many(self._redis, calls) if isinstance(answer, Claim)]
         for claimed in claims:
             if claimed.status == "late":
                 self.counts["late"] += 1
                 log.info("job_expired", job=claimed.delivery.job_id, reason="its deadline passed while it was queued")
-                run(self._redis, expire(keys, claimed.delivery.job_id))
+                run(self._redis, expire(keys_of(claimed.delivery), claimed.delivery.job_id))
             elif claimed.status == "broken":
                 self.counts["broken"] += 1
                 log.error("job_broken", job=claimed.delivery.job_id, error=claimed.why, next="it becomes a dead letter")
-                run(self._redis, discard(keys, claimed.delivery, claimed.why))
+                run(self._redis, discard(keys_of(claimed.delivery), claimed.delivery, claimed.why))
         self._claimed += [claimed for claimed in claims if claimed.status == "ok"]
         self._pulled.clear()
 
@@ -229,7 +254,8 @@ class Inbox:
 
     def _resolve_call(self, claimed: Claim, blob: bytes) -> Call[Resolution]:
         job_id, epoch = claimed.delivery.job_id, claimed.epoch
-        return resolve(self._keys, job_id, epoch, self._consumer, blob, self._text.fingerprint)
+        keys = self._partitions.of(claimed.delivery)
+        return resolve(keys, job_id, epoch, self._consumer, blob, self._text.fingerprint)
 
     def _running(self, claimed: Claim, resolved: Resolved) -> RunningJob:
         job = RunningJob(
@@ -254,7 +280,8 @@ class Inbox:
         return next(self._ids)
 
     def _hand_back(self, claimed: Claim, fingerprint: str) -> None:
-        run(self._redis, hand_back(self._keys, self._consumer, [Held(claimed.delivery, claimed.epoch)], fingerprint))
+        keys, held = self._partitions.of(claimed.delivery), [Held(claimed.delivery, claimed.epoch)]
+        run(self._redis, hand_back(keys, self._consumer, held, fingerprint))
 
     def _note_foreign(self, foreign: list[str]) -> None:
         for entry in foreign:

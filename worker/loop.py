@@ -10,6 +10,8 @@ import os
 import random
 import signal
 import time
+from collections import Counter
+from functools import partial
 from multiprocessing.connection import wait
 from secrets import token_hex
 from types import FrameType
@@ -20,13 +22,13 @@ import redis as sync_redis
 import structlog
 
 from producer import connection
-from producer.calls import hand_back, heartbeat, renew, retry, run, run_many
-from producer.keys import Keys
-from worker.doorbell import Doorbell
+from producer.calls import hand_back, heartbeat, renew, retry, run_many
+from worker.doorbell import BLOCK_S, Doorbell
 from worker.engine_link import EngineLink, EngineLost
 from worker.housekeeping import Housekeeping
 from worker.inbox import Inbox
 from worker.outbox import Outbox
+from worker.partitions import Partitions
 from worker.settings import Settings
 from worker.starter import Starter
 from worker.text import TextModel
@@ -41,17 +43,18 @@ _HEARTBEAT_TTL_S = 5.0
 _HOUSE_S = 1.0
 _IDLE_S = 0.5  # the longest the loop waits for anything
 _MESSAGES_A_TURN = 64  # of the engine, before Redis has its turn again
+_DOORBELL_TIMEOUT_S = 2.0  # for an answer beyond the block: by then a half-open connection is noticed
 _BACKOFF_S = (0.1, 5.0)  # first and longest pause after Redis has failed
 
 
 class Worker:
-    """One worker process: a queue partition on one side, one engine on the other."""
+    """One worker process: partitions of a queue on one side, one engine on the other."""
 
     def __init__(self, settings: Settings, redis: sync_redis.Redis, engine: EngineLink, text: TextModel) -> None:
         """engine: ready or not yet; redis: answers or not, that shows when it is used."""
         self._settings = settings
         self._redis, self._engine, self._text = redis, engine, text
-        self._keys = Keys(settings.queue, settings.partition)
+        self._partitions = Partitions(settings.queue, settings.served_partitions)
         self._consumer = f"{settings.name}-{os.getpid()}-{token_hex(4)}"
         self._load: dict[str, int] = {}
         self._stop_signals = 0
@@ -84,13 +87,14 @@ class Worker:
         rows: int = described["max_rows"]
         self._room = rows + rows // 8  # look-ahead: a freed row is filled at once
         settings = self._settings
-        where = (self._redis, self._keys, self._consumer)
+        where = (self._redis, self._partitions, self._consumer)
         limits = (described["max_len"], settings.max_strikes, settings.max_deliveries)
         self._inbox = Inbox(*where, self._text, settings.served_name, *limits)
         self._outbox = Outbox(*where)
         self._starter = Starter(*where, self._engine, self._text, self._inbox, self._outbox)
-        self._house = Housekeeping(self._redis, self._keys)
-        self._doorbell = Doorbell(connection.connect_to_block(self._settings.redis), self._keys, self._text.fingerprint)
+        self._houses = [Housekeeping(self._redis, keys) for keys in self._partitions]
+        own = partial(connection.connect_to_block, settings.redis, timeout_s=_DOORBELL_TIMEOUT_S, block_s=BLOCK_S)
+        self._doorbell = Doorbell(own, self._partitions, self._text.fingerprint)
         self._wakeup_r, wakeup_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -172,13 +176,9 @@ class Worker:
                 self._fill(now)
             self._starter.start()
             if self._is_due("house", now):
-                self._due["house"] = now + _HOUSE_S * random.uniform(0.5, 1.5)
-                self._house.sweep()
+                self._keep_house(now)
             if self._is_due("heartbeat", now):
-                self._due["heartbeat"] = now + _HEARTBEAT_S
-                counts = {**self._inbox.counts, **self._outbox.load(), **self._house.counts}
-                info = msgpack.packb({"model": self._settings.served_name, **self._load, **counts})
-                run(self._redis, heartbeat(self._keys, self._consumer, info, _HEARTBEAT_TTL_S))
+                self._say_that_we_live(now)
         except sync_redis.RedisError as error:
             self._note_redis_down(error)
         else:
@@ -194,8 +194,26 @@ class Worker:
     def _renew(self, now: float) -> None:
         held = [*self._inbox.held, *self._outbox.held]
         if held:
-            run(self._redis, renew(self._keys, self._consumer, held))  # what is lost shows as fenced at the next flush
+            parts = self._partitions.split(held, lambda item: item.delivery)
+            # What is lost shows as fenced at the next flush.
+            run_many(self._redis, [renew(keys, self._consumer, part) for keys, part in parts])
         self._due["renew"] = now + self._settings.renew_s
+
+    def _keep_house(self, now: float) -> None:
+        """Sweep one partition, the others in their turn."""
+        self._due["house"] = now + _HOUSE_S / len(self._houses) * random.uniform(0.5, 1.5)
+        house = self._houses.pop(0)
+        self._houses.append(house)
+        house.sweep()
+
+    def _say_that_we_live(self, now: float) -> None:
+        self._due["heartbeat"] = now + _HEARTBEAT_S
+        swept = Counter[str]()
+        for house in self._houses:
+            swept.update(house.counts)
+        counts = {**self._inbox.counts, **self._outbox.load(), **swept}
+        info = msgpack.packb({"model": self._settings.served_name, **self._load, **counts})
+        run_many(self._redis, [heartbeat(keys, self._consumer, info, _HEARTBEAT_TTL_S) for keys in self._partitions])
 
     def _fill(self, now: float) -> None:
         """Pull exactly as much as there is room for; jobs of lost workers first."""
@@ -280,7 +298,11 @@ class Worker:
             self._outbox.flush()
             running = [job for job in self._outbox.jobs.values() if self._starter.runs(job)]
             pause = self._settings.retry_backoff_s
-            calls = [retry(self._keys, j.delivery, self._consumer, j.epoch, error, backoff_s=pause) for j in running]
+            keys_of, consumer = self._partitions.of, self._consumer
+            calls = [
+                retry(keys_of(job.delivery), job.delivery, consumer, job.epoch, error, backoff_s=pause)
+                for job in running
+            ]
             for job, reply in zip(running, run_many(self._redis, calls) if calls else (), strict=True):
                 del self._outbox.jobs[job.sequence_id]
                 log.warning("job_given_up", job=job.job_id, next=getattr(reply, "status", str(reply)), error=error)
@@ -296,8 +318,10 @@ class Worker:
             try:
                 self._outbox.flush()
                 held = [*self._inbox.held, *self._outbox.held]
-                given = run(self._redis, hand_back(self._keys, self._consumer, held)) if held else []
-                log.info("handed_back", jobs=sum(given))
+                parts = self._partitions.split(held, lambda item: item.delivery)
+                calls = [hand_back(keys, self._consumer, part) for keys, part in parts]
+                answers = run_many(self._redis, calls) if calls else []
+                log.info("handed_back", jobs=sum(sum(given) for given in answers if isinstance(given, list)))
             except sync_redis.RedisError as error:
                 log.warning("hand_back_failed", error=str(error), jobs=len(held), next="their leases run out")
         self._engine.close()

@@ -14,8 +14,8 @@ import structlog
 
 from producer.calls import Held, Publication, PublishReply, discard, expire, publish, run, run_many
 from producer.errors import SlipstreamError
-from producer.keys import Keys
 from worker.jobs import Refusal, RunningJob
+from worker.partitions import Partitions
 
 log = structlog.get_logger()
 
@@ -23,8 +23,8 @@ log = structlog.get_logger()
 class Outbox:
     """The jobs that run here and what readers are still to see of them."""
 
-    def __init__(self, redis: sync_redis.Redis, keys: Keys, consumer: str) -> None:
-        self._redis, self._keys, self._consumer = redis, keys, consumer
+    def __init__(self, redis: sync_redis.Redis, partitions: Partitions, consumer: str) -> None:
+        self._redis, self._partitions, self._consumer = redis, partitions, consumer
         self.jobs: dict[int, RunningJob] = {}
         self._refused: list[Refusal] = []
         self._lost: list[int] = []  # sequences to be answered by the next flush that succeeds
@@ -101,19 +101,24 @@ class Outbox:
     def _expire(self, jobs: list[RunningJob]) -> None:
         """End what is late; the publish that follows tells which jobs are still ours."""
         if jobs:
-            run_many(self._redis, [expire(self._keys, job.job_id) for job in jobs])
+            run_many(self._redis, [expire(self._partitions.of(job.delivery), job.job_id) for job in jobs])
 
     def _publish(self, jobs: list[RunningJob]) -> None:
         if not jobs:
             return
-        items = [Publication(j.job_id, j.epoch, j.published, j.unpublished, j.tokens_blob()) for j in jobs]
-        replies = run(self._redis, publish(self._keys, self._consumer, items))
-        for job, reply in zip(jobs, replies, strict=True):
-            if not self._settle(job, reply):
-                self._lost.append(job.sequence_id)
+        parts = self._partitions.split(jobs, lambda job: job.delivery)
+        calls = [publish(keys, self._consumer, [_publication(job) for job in part]) for keys, part in parts]
+        answers = run_many(self._redis, calls)
+        for (_, part), replies in zip(parts, answers, strict=True):
+            if isinstance(replies, SlipstreamError):
+                raise replies
+            for job, reply in zip(part, replies, strict=True):
+                if not self._settle(job, reply):
+                    self._lost.append(job.sequence_id)
 
     def _finish(self, jobs: list[RunningJob]) -> None:
-        answers = run_many(self._redis, [job.finish_call(self._keys, self._consumer) for job in jobs]) if jobs else []
+        calls = [job.finish_call(self._partitions.of(job.delivery), self._consumer) for job in jobs]
+        answers = run_many(self._redis, calls) if calls else []
         for job, reply in zip(jobs, answers, strict=True):
             if isinstance(reply, SlipstreamError):
                 raise reply
@@ -125,7 +130,8 @@ class Outbox:
 
     def _finish_refused(self) -> None:
         if self._refused:
-            run_many(self._redis, [refusal.finish_call(self._keys, self._consumer) for refusal in self._refused])
+            keys_of, consumer = self._partitions.of, self._consumer
+            run_many(self._redis, [each.finish_call(keys_of(each.delivery), consumer) for each in self._refused])
             self.finished += len(self._refused)
             self._refused.clear()
 
@@ -148,7 +154,7 @@ class Outbox:
             case "broken":
                 why = "what lies at the key of its events is no stream"
                 log.error("job_broken", job=job.job_id, error=why, next="it becomes a dead letter")
-                run(self._redis, discard(self._keys, job.delivery, why))
+                run(self._redis, discard(self._partitions.of(job.delivery), job.delivery, why))
                 del self.jobs[job.sequence_id]
                 return False
             case _:
@@ -160,3 +166,7 @@ class Outbox:
     def load(self) -> dict[str, Any]:
         """Counters as plain values."""
         return {"jobs": len(self.jobs), "finished": self.finished, "published_tokens": self.published_tokens}
+
+
+def _publication(job: RunningJob) -> Publication:
+    return Publication(job.job_id, job.epoch, job.published, job.unpublished, job.tokens_blob())

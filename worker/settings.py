@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     redis: str = Field("redis://127.0.0.1:6379/0", description="redis:// or rediss:// URL")
     redis_wait_s: float = Field(10.0, ge=0, description="seconds to wait for Redis at the start before giving up")
     queue: str = Field("default", pattern=f"^{QUEUE.pattern}$", description="the queue to serve")
-    partition: int = Field(0, ge=0, description="the partition of the queue to serve")
+    partitions: int = Field(1, ge=1, le=100_000, description="partitions the queue has: what its producers say, too")
+    partition: int | None = Field(None, ge=0, description="serve this partition alone; all of them by default")
     name: str = Field(default_factory=socket.gethostname, description="this worker's name; made unique by its start")
 
     max_rows: int = Field(64, ge=1, description="seats in the batch: jobs decoded at once")
@@ -97,6 +98,11 @@ class Settings(BaseSettings):
     traceback: bool = Field(False, description="show where an error of the start came from")
 
     @property
+    def served_partitions(self) -> range:
+        """Numbers of the partitions to serve."""
+        return range(self.partitions) if self.partition is None else range(self.partition, self.partition + 1)
+
+    @property
     def renew_s(self) -> float:
         """Seconds between two renewals: by default two may fail before the lease runs out."""
         return self.renew_interval_s or self.lease_s / 3
@@ -109,6 +115,12 @@ class Settings(BaseSettings):
         has room, by default 1.4 leases, 21 s. A worker that drains or loses its engine hands them over at once.
         """
         return self.reclaim_interval_s or self.lease_s / 3
+
+    @model_validator(mode="after")
+    def _has_its_partition(self) -> Self:
+        if self.partition is not None and self.partition >= self.partitions:
+            raise ValueError(f"partition: expected one below partitions ({self.partitions}), got {self.partition}")
+        return self
 
     @model_validator(mode="after")
     def _renews_in_time(self) -> Self:
@@ -147,9 +159,8 @@ def read_settings(arguments: list[str], **given: Any) -> Settings:
 def _check_environment() -> None:
     """Refuse a variable that is almost one of ours. The rest may be anyone's: Kubernetes makes some too."""
     known = [f"SLIPSTREAM_{name.upper()}" for name in Settings.model_fields]
-    fine = {*known, "SLIPSTREAM_PARTITIONS"}  # the last is the producer's own
     for name in os.environ:
-        if not name.startswith("SLIPSTREAM_") or name in fine:
+        if not name.startswith("SLIPSTREAM_") or name in known:
             continue
         if close := difflib.get_close_matches(name, known, n=1, cutoff=0.9):
             raise InvalidSettings(f"{name} is no setting; is {close[0]} meant? Rename it or unset it")

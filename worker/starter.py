@@ -10,11 +10,11 @@ import redis as sync_redis
 import structlog
 
 from producer.calls import alone, run
-from producer.keys import Keys
 from worker.engine_link import EngineLink
 from worker.inbox import Inbox
 from worker.jobs import RunningJob
 from worker.outbox import Outbox
+from worker.partitions import Partitions
 from worker.text import TextModel
 
 log = structlog.get_logger()
@@ -26,14 +26,14 @@ class Starter:
     def __init__(
         self,
         redis: sync_redis.Redis,
-        keys: Keys,
+        partitions: Partitions,
         consumer: str,
         engine: EngineLink,
         text: TextModel,
         inbox: Inbox,
         outbox: Outbox,
     ) -> None:
-        self._redis, self._keys, self._consumer = redis, keys, consumer
+        self._redis, self._partitions, self._consumer = redis, partitions, consumer
         self._engine, self._text, self._inbox, self._outbox = engine, text, inbox, outbox
         self._waiting: list[RunningJob] = []
         self._alone: RunningJob | None = None
@@ -64,7 +64,8 @@ class Starter:
             self._waiting.clear()
             return
         log.warning("job_alone", job=suspect.job_id, strikes=suspect.strikes, aside=self._step_aside())
-        if run(self._redis, alone(self._keys, suspect.job_id, suspect.epoch, self._consumer)):
+        keys = self._partitions.of(suspect.delivery)
+        if run(self._redis, alone(keys, suspect.job_id, suspect.epoch, self._consumer)):
             self._alone = suspect
             self._waiting.remove(suspect)
             self._give(suspect)

@@ -66,7 +66,7 @@ def finish(
     `ended` is wire.encode_ended, `result` wire.encode_result. The job's own `result_ttl` applies. A re-sent finish
     answers `already`; the rest as for publish. With reason `dead` it becomes a dead letter too, `why` in a word.
     """
-    job_id, lane, entry = delivery
+    job_id, lane, entry, _ = delivery
     return Call(
         script("finish"),
         keys.about(job_id),

@@ -10,6 +10,7 @@ import random
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from producer.calls.script import Call, script
@@ -29,6 +30,8 @@ class Delivery(NamedTuple):
     job_id: str
     lane: Lane
     entry: str
+    partition: int = 0
+    """Whose lane it is."""
 
 
 class Held(NamedTuple):
@@ -79,7 +82,7 @@ def pull(
         script("pull"),
         (*keys.lanes, keys.turns, keys.control),
         (GROUP, consumer, room, ageing_ms, *weights, int(recover), len(own), *own, *known),
-        _pulled,
+        partial(_pulled, keys.partition),
     )
 
 
@@ -114,7 +117,7 @@ def reclaim(keys: Keys, consumer: str, lease_ms: int, cursor: ReclaimCursor, cou
 
     def parse(answer: Any) -> Reclaimed:
         cursors, *taken = answer
-        pulled = _pulled(taken)
+        pulled = _pulled(keys.partition, taken)
         return Reclaimed(ReclaimCursor(*(at.decode() for at in cursors)), pulled.deliveries, pulled.foreign)
 
     return Call(
@@ -211,7 +214,7 @@ def claim(
             history=history.decode(errors="replace"),
         )
 
-    job_id, lane, entry = delivery
+    job_id, lane, entry, _ = delivery
     return Call(
         script("claim"),
         keys.about(job_id),
@@ -292,7 +295,7 @@ def retry(
     What may have been the job's own fault comes again after `backoff_s`, twice as late with each strike, a minute at
     most, give or take half. What was not comes again at once. A re-sent retry gets the same answer.
     """
-    job_id, lane, entry = delivery
+    job_id, lane, entry, _ = delivery
     return Call(
         script("retry"),
         keys.about(job_id),
@@ -309,7 +312,7 @@ def discard(keys: Keys, delivery: Delivery, why: str, *, only_if_wrong: bool = F
 
     only_if_wrong: look at the keys first, and do nothing (False) if they are of the right kind.
     """
-    job_id, lane, entry = delivery
+    job_id, lane, entry, _ = delivery
     ended = encode_ended("dead", Failure(code="broken", message=why))
     return Call(
         script("discard"),
@@ -322,18 +325,18 @@ def discard(keys: Keys, delivery: Delivery, why: str, *, only_if_wrong: bool = F
 def _held(held: Sequence[Held]) -> tuple[str | int, ...]:
     """Three arguments each: number of the lane, entry, epoch (empty if not claimed)."""
     arguments: list[str | int] = []
-    for (_, lane, entry), epoch in held:
-        arguments += (LANES.index(lane) + 1, entry, "" if epoch is None else epoch)
+    for delivery, epoch in held:
+        arguments += (LANES.index(delivery.lane) + 1, delivery.entry, "" if epoch is None else epoch)
     return tuple(arguments)
 
 
-def _pulled(answer: Any) -> Pulled:
+def _pulled(partition: int, answer: Any) -> Pulled:
     """From a list of [number of the lane, entry, job id or empty]."""
     pulled = Pulled([], [])
     for number, entry, job_id in answer:
         lane = LANES[int(number) - 1]
         if job_id:
-            pulled.deliveries.append(Delivery(job_id.decode(), lane, entry.decode()))
+            pulled.deliveries.append(Delivery(job_id.decode(), lane, entry.decode(), partition))
         else:
             pulled.foreign.append(f"{lane} {entry.decode()}")
     return pulled

@@ -17,6 +17,7 @@ from tests.worker.process import DEMO_MODEL, WorkerProcess
 from worker.inbox import Inbox
 from worker.jobs import RunningJob
 from worker.outbox import Outbox
+from worker.partitions import Partitions
 from worker.text import TextModel
 
 
@@ -124,11 +125,12 @@ class RedisHalf:
     """What one worker does with Redis, without an engine: a test says what tokens its jobs get."""
 
     KEYS = Keys("test")
+    PARTITIONS = Partitions("test", [0])
 
     def __init__(self, url: str, name: str, text: TextModel) -> None:
         self.redis = LossyRedis.from_url(url)
-        self.inbox = Inbox(self.redis, self.KEYS, name, text, "demo", max_len=1024)
-        self.outbox = Outbox(self.redis, self.KEYS, name)
+        self.inbox = Inbox(self.redis, self.PARTITIONS, name, text, "demo", max_len=1024)
+        self.outbox = Outbox(self.redis, self.PARTITIONS, name)
 
     def take(self, room: int = 8) -> list[RunningJob]:
         """Pull and claim; the jobs are in the outbox from here on."""

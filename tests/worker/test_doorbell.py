@@ -16,7 +16,7 @@ RINGS_WITHIN_S = 30.0
 
 @pytest.fixture
 def bell(redis_url):
-    doorbell = Doorbell(connection.connect_to_block(redis_url), KEYS, "a-model")
+    doorbell = Doorbell(lambda: connection.connect_to_block(redis_url), [KEYS], "a-model")
     yield doorbell
     doorbell.close()
 

@@ -143,20 +143,20 @@ def test_a_lost_job_is_named_even_if_the_flush_that_found_it_fails(half, produce
     cancelled, ended = anna.take()
     producer.cancel(cancelled.job_id)
     anna.emit(ended, tokens, "stop")
-    send = anna.redis.execute_command
-    anna.redis.execute_command = lambda *args, **options: lose_the_next(anna.redis, send(*args, **options))
+    make, losses = anna.redis.pipeline, iter([0, 1])
+    anna.redis.pipeline = lambda *args, **options: lose_answers(anna.redis, next(losses), make(*args, **options))
 
     with pytest.raises(redis.ConnectionError):
         anna.outbox.flush()
 
-    del anna.redis.execute_command
+    del anna.redis.pipeline
     assert anna.outbox.flush() == [cancelled.sequence_id]
     assert anna.outbox.is_empty
 
 
-def lose_the_next(connection, answer):
-    connection.answers_to_lose = 1
-    return answer
+def lose_answers(connection, count, pipeline):
+    connection.answers_to_lose = count
+    return pipeline
 
 
 def test_a_job_that_was_taken_over_is_left_to_its_new_owner(begun, half, tokens):

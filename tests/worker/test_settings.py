@@ -114,11 +114,17 @@ def test_a_misspelt_variable_is_refused_and_the_right_one_named(complaint, monke
 
 
 def test_variables_that_are_none_of_its_business_are_left_alone(printed, monkeypatch):
-    """Kubernetes makes variables from the names of services, and the producer has some of its own."""
+    """Kubernetes makes variables from the names of services."""
     monkeypatch.setenv("SLIPSTREAM_REDIS_SERVICE_HOST", "10.0.0.7")
     monkeypatch.setenv("SLIPSTREAM_REDIS_PORT", "tcp://10.0.0.7:6379")
+    assert printed()["redis"] == "redis://127.0.0.1:6379/0"
+
+
+def test_partitions_are_the_producers_setting_too(printed, complaint, monkeypatch):
+    """One variable says to both how many a queue has; a worker serves all of them, or the one it is told."""
     monkeypatch.setenv("SLIPSTREAM_PARTITIONS", "4")
-    assert printed()["partition"] == 0
+    assert (printed()["partitions"], printed()["partition"], printed("--partition", "3")["partition"]) == (4, None, 3)
+    assert "partition: expected one below partitions (4), got 4" in complaint("--model", "m", "--partition", "4")
 
 
 def test_an_unknown_name_in_the_file_is_refused_with_the_known_ones(complaint, write_config):
