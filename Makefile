@@ -12,10 +12,10 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help setup demo test lint format worker bench aot lock clean
+.PHONY: help setup demo test lint format worker bench aot gpu-bench-kernels lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## a worker, a queue and thirty seconds of jobs, live in the terminal; ends by itself
 	@$(RUN) ops.demo $(ARGS)
@@ -40,6 +40,9 @@ bench: $(READY) ## this engine against static batches, as a table and JSON
 
 aot: $(READY) ## every Triton kernel compiled for four GPUs, without one, and its bounds checked
 	@$(RUN) ops.aot $(ARGS)
+
+gpu-bench-kernels: ## on a GPU machine, with its own python3: each kernel checked, then timed against the roofline
+	@$(or $(PYTHON),python3) -m ops.bench kernels $(ARGS)
 
 setup: $(READY) ## only make .venv, which every other target does by itself
 	@:

@@ -10,6 +10,7 @@ transformers_static.py  the same with transformers
 figures.py              a run in numbers
 loop_worker.py          the worker that `loop` measures, in its three ways
 machine.py              the machine, the versions, and what else keeps it busy
+kernel_cases.py device.py  what `kernels` times, with its bytes and operations; a GPU's ceilings
 report.py               flags, tables, JSON
 """
 
@@ -23,6 +24,7 @@ BENCHES = {
     "engine": "this engine beside transformers and beside itself in static batches (the default)",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
+    "kernels": "each Triton kernel against the roofline; without a GPU the floors alone, as predictions",
 }
 
 
