@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help setup demo test lint format worker bench aot gpu-bench-kernels lock clean
+.PHONY: help setup demo test lint format worker bench aot gpu-test gpu-bench-kernels lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: $(READY) ## this engine against static batches, as a table and JSON
 
 aot: $(READY) ## every Triton kernel compiled for four GPUs, without one, and its bounds checked
 	@$(RUN) ops.aot $(ARGS)
+
+gpu-test: ## on a GPU machine, with its own python3, torch, triton and pytest: the kernels on the device
+	@PYTHONPATH=. $(or $(PYTHON),python3) -m pytest --noconftest -c /dev/null --rootdir . --import-mode=importlib -q tests/gpu $(ARGS)
 
 gpu-bench-kernels: ## on a GPU machine, with its own python3: each kernel checked, then timed against the roofline
 	@$(or $(PYTHON),python3) -m ops.bench kernels $(ARGS)

@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[tuple[str, ...], int]] = {
     "engine and parity": (("engine", "models"), 3),
     "tour": (("tour",), 2),
     "queue, fuzz and chaos": (("producer", "faults", "reach"), 4),
-    "Triton interpreter": (("kernels",), 2),
+    "Triton interpreter": (("kernels", "gpu"), 2),
     "ahead-of-time": (("aot",), 2),
     "the rest": ((), 2),
 }

@@ -13,6 +13,7 @@ from kernels.prepare_batch import FlatBatch
 from kernels.table import Ops
 
 NAN = float("nan")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ def run_attention(
     *,
     deterministic: bool = False,
     seed: int = 0,
+    device: torch.device = CPU,
     **how: Any,
 ) -> list[Tensor]:
-    """Each row's [query_len, Hq, D], decode rows first. Pages lie in no order; what no row wrote holds NaN."""
+    """Each row's [query_len, Hq, D] on the CPU, decode rows first. Pages lie in no order, NaN where no row wrote."""
     rows = [*decode, *prefill]
     kv, page_table = _pages(shape, rows, seed)
     lens = torch.tensor([row.query_len for row in rows])
@@ -77,19 +79,22 @@ def run_attention(
     query_start = torch.cat([torch.zeros(1, dtype=torch.int64), lens.cumsum(0)])
     positions = torch.cat([torch.arange(row.seq_len - row.query_len, row.seq_len) for row in rows])
     nothing = torch.zeros(len(positions), dtype=torch.int64)  # attention reads neither ids nor slots
-    batch = FlatBatch(nothing, positions, nothing, query_start, seq_lens, page_table, query_start[1:] - 1, len(decode))
+    index = query_start[1:] - 1
+    numbers = (nothing, positions, nothing, query_start, seq_lens, page_table, index)
+    batch = FlatBatch(*(number.to(device) for number in numbers), len(decode))
     q = torch.cat([row.text.q[row.seq_len - row.query_len : row.seq_len] for row in rows])
+    q, kv = q.to(device), kv.to(device)
     out = torch.full_like(q, NAN)
     scales = _scales(shape, rows, page_table, kv.shape[0])
     if scales is not None:
-        how["kv_scales"] = scales
+        how["kv_scales"] = scales.to(device)
     workspace = ops.attention_workspace(batch, tuple(kv.shape), shape.heads, deterministic=deterministic)
     if decode:
         ops.decode_attention(q, kv, batch, workspace, out, **how)
     if prefill:
         assert out[len(decode) :].isnan().all(), "decode wrote into prefill's part of out"
         ops.prefill_attention(q, kv, batch, workspace, out, **how)
-    return list(out.split(lens.tolist()))
+    return list(out.cpu().split(lens.tolist()))
 
 
 def _pages(shape: Shape, rows: Sequence[Row], seed: int) -> tuple[Tensor, Tensor]:
