@@ -62,6 +62,7 @@ SETUP = (
         default=DEFAULT_URL,
         show_default=True,
         metavar="URL",
+        help="redis:// or rediss://, redis+sentinel://host,host/service or redis+cluster://host,host; see README.",
         envvar="SLIPSTREAM_REDIS",
         show_envvar=True,
     ),

@@ -77,6 +77,8 @@ def _work(settings: Settings) -> int:
 
 def _wait_for_redis(redis: sync_redis.Redis, settings: Settings) -> None:
     """Raises RedisUnavailable if it does not answer within redis_wait_s, or at once if it refuses us."""
+    from redis.exceptions import ClusterDownError
+
     from producer.connection import speaking_to
 
     deadline = time.monotonic() + settings.redis_wait_s
@@ -87,6 +89,7 @@ def _wait_for_redis(redis: sync_redis.Redis, settings: Settings) -> None:
             return
         except RedisUnavailable as error:
             refused = isinstance(error.__cause__, sync_redis.AuthenticationError | sync_redis.ResponseError)
+            refused = refused and not isinstance(error.__cause__, ClusterDownError)  # its nodes are still to meet
             if refused or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)

@@ -12,9 +12,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from producer.address import Address, redact
 from producer.keys import QUEUE
 
 ENGINE_FIELDS = (
@@ -60,7 +61,9 @@ class Settings(BaseSettings):
     model_name: str | None = Field(
         None, description="the name jobs may ask for; the directory's or hub id's by default"
     )
-    redis: str = Field("redis://127.0.0.1:6379/0", description="redis:// or rediss:// URL")
+    redis: str = Field(
+        "redis://127.0.0.1:6379/0", description="URL: redis://, redis+sentinel:// or redis+cluster://, rediss for TLS"
+    )
     redis_wait_s: float = Field(10.0, ge=0, description="seconds to wait for Redis at the start before giving up")
     queue: str = Field("default", pattern=f"^{QUEUE.pattern}$", description="the queue to serve")
     partitions: int = Field(1, ge=1, le=100_000, description="partitions the queue has: what its producers say, too")
@@ -115,6 +118,12 @@ class Settings(BaseSettings):
         has room, by default 1.4 leases, 21 s. A worker that drains or loses its engine hands them over at once.
         """
         return self.reclaim_interval_s or self.lease_s / 3
+
+    @field_validator("redis")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        Address.parse(url)
+        return url
 
     @model_validator(mode="after")
     def _has_its_partition(self) -> Self:
@@ -188,4 +197,7 @@ def _explain(found: Any) -> str:
     name = ".".join(str(part) for part in found["loc"]) or "settings"
     if found["type"] == "missing":
         return f"{name} is not set: give --{name.replace('_', '-')} or SLIPSTREAM_{name.upper()}"
-    return f"{name}: {found['msg'][0].lower()}{found['msg'][1:]}; got {found['input']!r}"
+    message, got = found["msg"].removeprefix("Value error, "), found["input"]
+    if not found["loc"]:
+        return f"{name}: {message}"  # what it got is all settings, passwords among them
+    return f"{name}: {message[0].lower()}{message[1:]}; got {redact(got) if isinstance(got, str) else got!r}"

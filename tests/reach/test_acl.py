@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 
 from ops import redis_server as redis_servers
 from ops.redis import users
 from producer import AsyncProducer, Job, Producer, RedisUnavailable, calls
+from producer.cli import main
 from producer.connection import connect
+from producer.dead_letters import DeadLetters
 from producer.keys import Keys, new_job_id
 from tests.producer.conftest import Desk
 from tests.worker.process import WorkerProcess
@@ -239,20 +242,23 @@ def test_who_has_no_login_gets_nothing(server):
 
 
 def test_an_operator_looks_at_everything_and_moves_jobs(server, desk):
-    """Depth, workers, dead letters; pause, cancel, requeue. All of it by the queue's own scripts and keys."""
-    with Producer(server.url("producer")) as producer, connect(server.url("operator")) as client:
-        operator = Desk(client, KEYS)
-        job = producer.submit(prompt="a")
-        assert operator.run(calls.depth(KEYS))["normal"].waiting == 1
-        assert operator.run(calls.workers(KEYS)) is not None
-        client.hset(KEYS.control, "paused", 1)
-        client.hdel(KEYS.control, "paused")
-        claim = desk.take("anna")
-        desk.run(calls.discard(KEYS, claim.delivery, "no job of ours"))
-        letters = calls.dead.read_letters(client.xrange(KEYS.dead))
-        (letter,) = [letter for letter in letters if letter.job_id == job]
-        again = letter.job_anew()
-        operator.run(calls.enqueue(KEYS, again))
-        assert operator.run(calls.dead.settle(KEYS, letter, again.id))
-        assert operator.run(calls.cancel(KEYS, again.id)).met == "queued"
+    """Depth, workers, memory; limits; dead letters requeued and purged; cancel. It can't take a job."""
+    url = server.url("operator")
+    with Producer(server.url("producer")) as producer, connect(url) as client:
+        jobs = [producer.submit(prompt=str(number)) for number in range(2)]
         assert client.info("memory")["maxmemory_policy"] == "noeviction"
+        operator = Desk(client, KEYS)
+        assert operator.run(calls.depth(KEYS))["normal"].waiting == 2
+        assert operator.run(calls.workers(KEYS)) == {}
+        for change in ("paused=1", "paused="):
+            assert CliRunner().invoke(main, ["control", change, "--redis", url]).exit_code == 0
+        for delivery in desk.pull("anna", room=2):
+            desk.run(calls.discard(KEYS, delivery, "no job of ours"))
+        with DeadLetters(url) as letters:
+            assert {letter.job_id for letter in letters.find(newer_than_s=3600)} == set(jobs)
+            assert letters.purge(letters.get(jobs[0]))
+            again = letters.requeue(letters.get(jobs[1]))
+        with Producer(url) as canceller:
+            assert canceller.cancel(again).met == "queued"
+        with pytest.raises(redis.ResponseError):
+            operator.pull("me")

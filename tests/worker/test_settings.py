@@ -120,6 +120,23 @@ def test_variables_that_are_none_of_its_business_are_left_alone(printed, monkeyp
     assert printed()["redis"] == "redis://127.0.0.1:6379/0"
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ftp://anna:secret@b", "redis: a scheme is one of redis, rediss"),
+        ("redis+sentinel://anna:secret@b", "redis: after the Sentinels stands the name of the service"),
+        ("redis://anna:secret@b?ssl_ca_certs=/ca.pem", "redis: ssl_ca_certs is for TLS"),
+    ],
+)
+def test_a_wrong_url_is_a_wrong_setting_and_keeps_its_password(complaint, url, says):
+    """What is wrong with it is said at once, by what it got less the password; also where another setting is wrong."""
+    said = complaint("--model", "m", "--redis", url)
+    assert says in said
+    assert "anna:***@b" in said
+    other = complaint("--model", "m", "--redis", "redis://anna:secret@b", "--partition", "4")
+    assert "secret" not in said + other
+
+
 def test_partitions_are_the_producers_setting_too(printed, complaint, monkeypatch):
     """One variable says to both how many a queue has; a worker serves all of them, or the one it is told."""
     monkeypatch.setenv("SLIPSTREAM_PARTITIONS", "4")
