@@ -10,6 +10,8 @@ wire.py        jobs, events and results as bytes
 submission.py  from what a caller says to the Job that is sent
 cursor.py      a reader's place in a job's events
 follow.py      following a job's events to their end, without sockets
+followers.py   all readers of a partition over one connection, for AsyncProducer
+questions.py   calls of many tasks in one round trip, for AsyncProducer
 connection.py  connections to Redis, and its refusals in one sentence
 calls/         the scripts as typed calls, for producers and workers alike
 scripts/       the Lua scripts: each is one change of a job's state

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Self, TypeVar, Unpack, cast
 
 import redis as sync_redis
-import redis.asyncio as async_redis
 from redis.exceptions import RedisError
 
 from producer import calls
@@ -31,11 +30,13 @@ from producer.connection import (
     speaking_to,
 )
 from producer.cursor import Entry
-from producer.errors import InvalidJob, JobUnknown
+from producer.errors import InvalidJob, JobUnknown, QueueFull
 from producer.follow import READ_COUNT, Flow, Following, Get, Pause, Read, Step, result_of
+from producer.followers import Followers, Reader
 from producer.keys import Keys
 from producer.protocol import Event, Job, Result
-from producer.submission import JobFields, all_accepted, chunks, keys_of, make_job
+from producer.questions import Questions
+from producer.submission import JobFields, Patience, all_accepted, chunks, keys_of, make_job
 
 T = TypeVar("T")
 
@@ -79,23 +80,37 @@ class Producer(_Client):
         super().__init__(url, queue, partitions, timeout_s)
         self._redis = connect(url, timeout_s=timeout_s)
 
-    def submit(self, job: Job | None = None, /, **fields: Unpack[JobFields]) -> str:
+    def submit(self, job: Job | None = None, /, *, wait: float = 0.0, **fields: Unpack[JobFields]) -> str:
         """Put a job on the queue and return its id: a Job, or its fields and those of its sampling as arguments.
 
-        Raises QueueFull. Submitting one Job twice, or again after an error, is one job.
+        Raises QueueFull if there is no room within `wait` seconds. Submitting one Job twice, or again after an error, is
+        one job.
         """
-        return self._run(self._enqueue(make_job(job, dict(fields), self.partitions))).job_id
+        call, patience = self._enqueue(make_job(job, dict(fields), self.partitions)), Patience(wait)
+        while True:
+            try:
+                return self._run(call).job_id
+            except QueueFull as refusal:
+                time.sleep(patience.pause(refusal))
 
-    def submit_many(self, jobs: Iterable[Job]) -> list[str]:
+    def submit_many(self, jobs: Iterable[Job], *, wait: float = 0.0) -> list[str]:
         """Put many jobs on the queue, hundreds per round trip, and return their ids in order.
 
-        Raises QueueFull, whose `accepted` names those that were taken; sending all of them again is safe.
+        Raises QueueFull if there is no room within `wait` seconds, whose `accepted` names those that were taken; sending
+        all of them again is safe.
         """
         ids: list[str] = []
+        patience = Patience(wait)
         for chunk in chunks(jobs):
-            with speaking_to(self.url):
-                answers = calls.run_many(self._redis, [self._enqueue(job) for job in chunk])
-            ids = all_accepted(answers, ids)
+            requests = [self._enqueue(job) for job in chunk]
+            while True:
+                with speaking_to(self.url):
+                    answers = calls.run_many(self._redis, requests)
+                try:
+                    ids = all_accepted(answers, ids)
+                    break
+                except QueueFull as refusal:
+                    time.sleep(patience.pause(refusal))
         return ids
 
     def stream(
@@ -173,25 +188,42 @@ class Producer(_Client):
 
 
 class AsyncProducer(_Client):
-    """Producer for asyncio: the same methods, awaited. Belongs to one event loop."""
+    """Producer for asyncio: the same methods, awaited. Belongs to one event loop.
+
+    Any number of tasks share two connections per partition: readers one that blocks, all else one (followers.py).
+    """
 
     def __init__(
         self, url: str = DEFAULT_URL, *, queue: str = "default", partitions: int = 1, timeout_s: float = TIMEOUT_S
     ) -> None:
         super().__init__(url, queue, partitions, timeout_s)
         self._redis = aconnect(url, timeout_s=timeout_s)
+        self._blocking = aconnect_to_block(url, timeout_s=timeout_s)
+        self._followers: dict[Keys, Followers] = {}
 
-    async def submit(self, job: Job | None = None, /, **fields: Unpack[JobFields]) -> str:
+    async def submit(self, job: Job | None = None, /, *, wait: float = 0.0, **fields: Unpack[JobFields]) -> str:
         """As Producer.submit."""
-        return (await self._run(self._enqueue(make_job(job, dict(fields), self.partitions)))).job_id
+        made, patience = make_job(job, dict(fields), self.partitions), Patience(wait)
+        while True:
+            try:
+                return (await self._run(made, self._enqueue(made))).job_id
+            except QueueFull as refusal:
+                await asyncio.sleep(patience.pause(refusal))
 
-    async def submit_many(self, jobs: Iterable[Job]) -> list[str]:
+    async def submit_many(self, jobs: Iterable[Job], *, wait: float = 0.0) -> list[str]:
         """As Producer.submit_many."""
         ids: list[str] = []
+        patience = Patience(wait)
         for chunk in chunks(jobs):
-            with speaking_to(self.url):
-                answers = await calls.arun_many(self._redis, [self._enqueue(job) for job in chunk])
-            ids = all_accepted(answers, ids)
+            requests = [self._enqueue(job) for job in chunk]
+            while True:
+                with speaking_to(self.url):
+                    answers = await calls.arun_many(self._redis, requests)
+                try:
+                    ids = all_accepted(answers, ids)
+                    break
+                except QueueFull as refusal:
+                    await asyncio.sleep(patience.pause(refusal))
         return ids
 
     async def stream(
@@ -199,26 +231,33 @@ class AsyncProducer(_Client):
     ) -> AsyncIterator[Event]:
         """As Producer.stream."""
         following = self._following(job, from_offset, from_hash, timeout)
-        async with aconnect_to_block(self.url, timeout_s=self.timeout_s) as own:
+        with self._reader(job) as reader:
             while not following.ended:
-                for event in await self._carry_out(following.more(), own):
+                with speaking_to(self.url):
+                    events = await reader.carry_out(following.more())
+                for event in events:
                     yield event
 
     async def result(self, job: Job | str, timeout: float | None = None) -> Result:
         """As Producer.result."""
-        async with aconnect_to_block(self.url, timeout_s=self.timeout_s) as own:
-            return await self._carry_out(self._result(job, timeout), own)
+        flow = self._result(job, timeout)
+        with self._reader(job) as reader, speaking_to(self.url):
+            return await reader.carry_out(flow)
 
     async def cancel(self, job: Job | str, reason: str = "cancelled by its producer") -> CancelReply:
         """As Producer.cancel."""
-        return _met(job, await self._run(self._cancel(job, reason)))
+        return _met(job, await self._run(job, self._cancel(job, reason)))
 
     async def status(self, job: Job | str) -> JobStatus:
         """As Producer.status."""
-        return _known(job, await self._run(self._status(job)))
+        return _known(job, await self._run(job, self._status(job)))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. Whoever still waits is told so by RedisUnavailable. The object can be used again."""
+        everyone, self._followers = list(self._followers.values()), {}
+        for followers in everyone:
+            await followers.close()
+        await self._blocking.aclose()
         await self._redis.aclose()
 
     async def __aenter__(self) -> Self:
@@ -227,36 +266,19 @@ class AsyncProducer(_Client):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, call: Call[T]) -> T:
+    async def _run(self, job: Job | str, call: Call[T]) -> T:
+        followers = self._of_partition(self._keys(job))
         with speaking_to(self.url):
-            return await calls.arun(self._redis, call)
+            return await followers.questions.run(call)
 
-    async def _carry_out(self, flow: Flow[T], own: async_redis.Redis) -> T:
-        with speaking_to(self.url):
-            try:
-                step = next(flow)
-                while True:
-                    try:
-                        answer = await self._step(step, own)
-                    except RedisError as error:
-                        step = flow.throw(error)
-                    else:
-                        step = flow.send(answer)
-            except StopIteration as done:
-                return cast("T", done.value)
+    def _reader(self, job: Job | str) -> Reader:
+        keys = self._keys(job)
+        return self._of_partition(keys).reader(keys.tokens(_id(job)))
 
-    async def _step(self, step: Step, own: async_redis.Redis) -> Any:
-        match step:
-            case Call():
-                return await calls.arun(self._redis, step)
-            case Get(key):
-                return await self._redis.get(key)
-            case Read(key, after, block_ms):
-                return _entries(await own.xread({key: after}, count=READ_COUNT, block=block_ms))
-            case Pause(seconds):
-                await own.connection_pool.disconnect()
-                await asyncio.sleep(seconds)
-                return None
+    def _of_partition(self, keys: Keys) -> Followers:
+        if keys not in self._followers:
+            self._followers[keys] = Followers(Questions(self._redis), self._blocking, keys)
+        return self._followers[keys]
 
 
 def _id(job: Job | str) -> str:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 
 from producer import calls, wire
 from producer.errors import Undecodable
@@ -64,7 +63,7 @@ class EventCursor:
 
     def rewind_if_lost(self, status: calls.JobStatus) -> None:
         """Compare our place with where the stream ends now; read it anew if it ends before, or was ended unseen."""
-        last, ours = _order(status.last_event or START), _order(self.last_entry)
+        last, ours = order(status.last_event or START), order(self.last_entry)
         if last < ours or (status.ended and last == ours):
             self._rewind()
 
@@ -83,23 +82,29 @@ class EventCursor:
 
     def _continue(self, event: Tokens) -> list[Event]:
         """Tokens that go on from what we know, or repeat it, or say otherwise."""
-        hashes = list(accumulate(event.token_ids, _hash_after, initial=self._hashes[event.start]))
+        start, hashes = event.start, [self._hashes[event.start]]
+        for token in event.token_ids:
+            hashes.append(running_hash(hashes[-1], (token,)))
         if hashes[-1] != event.hash:
-            return self._misfit(f"the tokens from {event.start} to {event.offset} do not follow those before them")
-        known = self._hashes[event.start : event.offset + 1]
-        differs = next((at for at, (new, old) in enumerate(zip(hashes, known, strict=False)) if new != old), None)
-        told = [] if differs is None else self._resync(event.start + differs - 1)
-        self._hashes.extend(hashes[len(self._hashes) - event.start :])
+            return self._misfit(f"the tokens from {start} to {event.offset} do not follow those before them")
+        told = self._compare(start, hashes) if start < len(self._hashes) - 1 else []
+        self._hashes.extend(hashes[len(self._hashes) - start :])
         self._at = event.offset
         if self._is_disproved():
             return self._told_from_the_start()
         if event.offset > self.offset:
-            told.append(event.since(self.offset))
+            told.append(event if start == self.offset else event.since(self.offset))
             self.offset = event.offset
         return told
 
+    def _compare(self, start: int, hashes: list[int]) -> list[Event]:
+        """Tokens that we know already; a Resync from the first that is another now."""
+        known = self._hashes[start : start + len(hashes)]
+        differs = next((at for at, (new, old) in enumerate(zip(hashes, known, strict=False)) if new != old), None)
+        return [] if differs is None else self._resync(start + differs - 1)
+
     def _start(self, event: Started) -> list[Event]:
-        if event.offset != self.offset or _order(self.last_entry) <= _order(self._started):
+        if event.offset != self.offset or order(self.last_entry) <= order(self._started):
             return []
         self._started = self.last_entry
         return [event]
@@ -145,11 +150,7 @@ class EventCursor:
         self.last_entry, self._at = START, 0
 
 
-def _order(entry: str) -> tuple[int, int]:
+def order(entry: str) -> tuple[int, int]:
     """What Redis sorts entries by."""
     epoch, offset = entry.split("-")
     return int(epoch), int(offset)
-
-
-def _hash_after(before: int, token: int) -> int:
-    return running_hash(before, (token,))

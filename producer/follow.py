@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 PATIENCE_S = 60.0
 """How long a reader keeps coming back to a Redis that is gone before it gives up."""
+CLOCKS_DIFFER_S = 60.0
+"""How far this machine's clock may be behind Redis' for a late job to be noticed."""
 READ_COUNT = 1000
 """Entries a read takes at most, so that a reader far behind does not swallow a long job in one reply."""
 
@@ -110,8 +112,17 @@ class Following:
             raise JobUnknown(self._job_id)
         if status.ended and status.last_event is None:
             raise ResultExpired(self._job_id, status.state)
+        if not status.ended and status.deadline is not None and time.time() > status.deadline - CLOCKS_DIFFER_S:
+            yield from self._expire()
         self.cursor.rewind_if_lost(status)
         self._met = self._looked = True
+
+    def _expire(self) -> Flow[None]:
+        """A late job that nobody ends, since no worker is there, is ended by who waits for it; Redis' clock decides."""
+        try:
+            yield calls.expire(self._keys, self._job_id)
+        except NoPermissionError:
+            return  # a reader that may only read goes on waiting
 
     def _patience(self, error: RedisError) -> float:
         """Seconds to wait before the next try. Raises `error` at the first contact, and when patience is over."""

@@ -85,6 +85,10 @@ class Keys:
             self.workers,
         )
 
+    def wake(self, client: str) -> str:
+        """The stream by which a client wakes itself out of a blocking read."""
+        return self._key(f"wake:{client}")
+
     def _key(self, name: str) -> str:
         # The braces are Redis Cluster's hash tag: all keys of a partition lie in one slot.
         return f"{{slip:{self.queue}:{self.partition}}}:{name}"

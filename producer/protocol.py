@@ -27,6 +27,8 @@ as typed calls in calls/) on one slot of a cluster. `T` is `{slip:<queue>:<parti
 | `T:turns`       | hash   | lane -> its credit in weighted turns   | pull                   | an hour after last use  |
 | `T:bell`        | stream | an entry, newer at each hand-back:     | hand_back              | an hour after last use  |
 |                 |        | idle workers listen to it and lanes    |                        |                         |
+| `T:wake:<any>`  | stream | an entry, newer each time: a client    | the client             | a minute after last use |
+|                 |        | wakes its own blocking read            |                        |                         |
 | `T:control`     | hash   | what operators set, see below          | operators              | never                   |
 | `T:workers`     | hash   | consumer -> expiry in ms, and its info | heartbeat              | with the last worker    |
 

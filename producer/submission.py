@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypedDict
@@ -61,6 +62,22 @@ def make_job(job: Job | None, fields: dict[str, Any], partitions: int) -> Job:
         fresh = new_job_id(random.randrange(partitions), tenant)
         fields.setdefault("id", idempotent_job_id(key, partitions, tenant) if isinstance(key, str) else fresh)
     return Job(**fields)
+
+
+class Patience:
+    """How long a submit waits for room in the queue: `wait` seconds in all, as long at a time as the queue says."""
+
+    def __init__(self, wait: float) -> None:
+        if not 0 <= wait < float("inf"):
+            raise InvalidJob("wait", wait, "0 or more seconds")
+        self._until = time.monotonic() + wait
+
+    def pause(self, refusal: QueueFull) -> float:
+        """Seconds to the next try. Raises `refusal` if there is no time for one."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise refusal
+        return min(left, refusal.retry_after * random.uniform(0.5, 1.5))  # else all who were refused come at once
 
 
 def keys_of(queue: str, partitions: int, job: Job | str) -> Keys:

@@ -6,6 +6,7 @@ take.py      ensure_group, pull, reclaim, claim, alone, resolve, renew, hand_bac
 publish.py   publish, finish
 house.py     due, promote, heal, refill, tidy, clock
 dead.py      dead letters: read_letters, settle
+wake.py      wake
 presence.py  heartbeat, workers, wait_for_work, await_work
 """
 
