@@ -74,8 +74,9 @@ def moment(text: str) -> float:
 @click.option("--deadline", type=moment, help="End as expired if not done by then: the same forms.")
 @click.option("--idempotency-key", help="A second submit under the key, from the same tenant, is the first job.")
 @click.option("--idempotency-ttl", type=float, metavar="SECONDS", help="Remember the key this long after the end.")
+@click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait this long for room in a full queue.")
 @click.option("--id", help="Your own id, <partition>.<tenant>.<random>; a second submit under it is the same job.")
-def submit(setup: Setup, stream: bool, **given: Any) -> None:
+def submit(setup: Setup, stream: bool, wait: float, **given: Any) -> None:
     """Submit a job and print its id, or with --stream its text.
 
     The prompt is PROMPT, a --file, or standard input (also PROMPT `-`); one newline at its end is not part of it.
@@ -83,7 +84,7 @@ def submit(setup: Setup, stream: bool, **given: Any) -> None:
     fields = _prompt(given.pop("prompt"), given.pop("file"), given.pop("messages"), given.pop("prompt_token_ids"))
     fields |= {name: value for name, value in given.items() if value not in (None, ())}
     with setup.open() as producer:
-        job_id = producer.submit(**cast("JobFields", fields))
+        job_id = producer.submit(wait=wait, **cast("JobFields", fields))
         if not stream:
             setup.say(job_id, job_id=job_id)
             return

@@ -83,8 +83,8 @@ class Producer(_Client):
     def submit(self, job: Job | None = None, /, *, wait: float = 0.0, **fields: Unpack[JobFields]) -> str:
         """Put a job on the queue and return its id: a Job, or its fields and those of its sampling as arguments.
 
-        Raises QueueFull if there is no room within `wait` seconds. Submitting one Job twice, or again after an error, is
-        one job.
+        Raises QueueFull if there is no room within `wait` seconds. Submitting one Job twice, or again after an error,
+        is one job.
         """
         call, patience = self._enqueue(make_job(job, dict(fields), self.partitions)), Patience(wait)
         while True:
@@ -96,8 +96,8 @@ class Producer(_Client):
     def submit_many(self, jobs: Iterable[Job], *, wait: float = 0.0) -> list[str]:
         """Put many jobs on the queue, hundreds per round trip, and return their ids in order.
 
-        Raises QueueFull if there is no room within `wait` seconds, whose `accepted` names those that were taken; sending
-        all of them again is safe.
+        Raises QueueFull if there is no room within `wait` seconds, whose `accepted` names those that were taken;
+        sending all of them again is safe.
         """
         ids: list[str] = []
         patience = Patience(wait)
