@@ -8,6 +8,7 @@ import redis
 import producer
 from producer import Job, calls
 from producer.calls.script import script
+from producer.calls.wake import wake
 from producer.connection import connect
 from producer.keys import Keys, new_job_id
 from tests.producer.conftest import Desk
@@ -26,6 +27,7 @@ def live_through_everything(desk):
     run(calls.ensure_group(keys))
     run(calls.heartbeat(keys, "anna", b"", 1.0))
     run(calls.clock(keys))
+    run(wake(keys.wake("a-client")))
     run(calls.workers(keys))
     desk.redis.hset(keys.control, mapping={"tenant_window": 2, "tenant_running": 2})
     several = [submit(prompt=str(number), tenant="acme", lane=lane) for number in range(2) for lane in ("high", "low")]
