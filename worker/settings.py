@@ -21,11 +21,13 @@ from producer.keys import QUEUE
 ENGINE_FIELDS = (
     "max_rows",
     "token_budget",
+    "step_time_s",
     "page_size",
     "num_pages",
     "max_len",
     "prefix_cache",
     "watermark",
+    "headroom",
     "dtype",
     "backend",
     "deterministic",
@@ -72,11 +74,15 @@ class Settings(BaseSettings):
 
     max_rows: int = Field(64, ge=1, description="seats in the batch: jobs decoded at once")
     token_budget: int = Field(512, ge=1, description="most tokens in a step, prompts and decodes together")
+    step_time_s: float | None = Field(
+        0.1, gt=0, le=60, description="seconds a step aims to take while jobs decode; long prompts go in shorter chunks"
+    )
     page_size: int = Field(32, description="tokens a page of K/V memory: 16, 32, 64 or 128")
     num_pages: int | None = Field(None, description="pages in the pool; by default from rows, length and free memory")
     max_len: int | None = Field(None, description="longest job, prompt and output, in tokens; the model's by default")
     prefix_cache: bool = Field(True, description="keep K/V pages of what ended for jobs that begin alike")
     watermark: float = Field(0.02, ge=0, lt=1, description="share of the pool that admission leaves free")
+    headroom: float = Field(0.2, ge=0, le=1, description="share of running jobs' possible growth left free, at first")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
     backend: Literal["auto", "c", "torch"] = Field("auto", description="of the operations; auto: the fastest here")
     deterministic: bool = Field(False, description="the same tokens whatever else is in the batch")

@@ -4,6 +4,8 @@ engine.py     Engine: add, cancel, step, generate; what a step does, from top to
 config.py     EngineConfig: everything that can be set, checked in one place
 sequence.py   SequenceParams, Sequence: its tokens while it is here
 scheduler.py  which sequences run in a step and how many tokens of each; admit and preempt
+budget.py     how many tokens the next step may take, from what steps have taken
+headroom.py   how many pages admission leaves free
 pages.py      PagePool: pages of K/V memory, counted references, and the cache of those that are full
 prefix.py     the keys that pages are found by
 rows.py       RowTable: the state of every seat of the batch, as tensors

@@ -21,13 +21,15 @@ class EngineConfig:
     """Settings of one engine.
 
     max_rows       seats in the batch: sequences decoded at once
-    token_budget   most tokens in a step, prompt chunks and decodes together; bounds how long a long prompt can hold
-                   its neighbours up
+    token_budget   most tokens in a step, prompt chunks and decodes together
+    step_time_s    seconds that a step with a chunk of a prompt aims to take while others decode, which is how long a
+                   long prompt holds them up: the chunk is made shorter for it (to 64 tokens at least); None: it is not
     page_size      tokens a page: 16, 32, 64 or 128
     num_pages      pages in the pool; None: what rows times max_len need, at most a quarter of the free memory
     max_len        longest sequence, prompt and output, in tokens; None: the model's
     prefix_cache   keep full pages after their sequences ended, for those that begin alike
     watermark      share of the pool that admitting a sequence leaves free, so that running ones can grow
+    headroom       and share of what they could still grow by, at the start; it rises when pages run out and decays
     dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
                    bfloat16, float16, float32
     backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
@@ -37,11 +39,13 @@ class EngineConfig:
 
     max_rows: int = 64
     token_budget: int = 512
+    step_time_s: float | None = 0.1
     page_size: int = 32
     num_pages: int | None = None
     max_len: int | None = None
     prefix_cache: bool = True
     watermark: float = 0.02
+    headroom: float = 0.2
     dtype: str = "auto"
     backend: str = "auto"
     deterministic: bool = False
@@ -55,6 +59,12 @@ class EngineConfig:
             self.token_budget,
             f"at least max_rows ({self.max_rows}), so that every running sequence can decode in each step",
         )
+        self._expect(
+            self.step_time_s is None or 0.0 < self.step_time_s <= 60.0,
+            "step_time_s",
+            self.step_time_s,
+            "above 0 and at most 60 seconds, or None",
+        )
         self._expect(self.page_size in PAGE_SIZES, "page_size", self.page_size, f"one of {PAGE_SIZES}")
         self._expect(
             not self.deterministic or KEY_BLOCK % self.page_size == 0,
@@ -65,6 +75,7 @@ class EngineConfig:
         self._expect(self.num_pages is None or self.num_pages >= 1, "num_pages", self.num_pages, "at least 1")
         self._expect(self.max_len is None or self.max_len >= 2, "max_len", self.max_len, "at least 2")
         self._expect(0.0 <= self.watermark < 1.0, "watermark", self.watermark, "in [0, 1)")
+        self._expect(0.0 <= self.headroom <= 1.0, "headroom", self.headroom, "in [0, 1]")
         self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
         self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c, torch or triton")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -184,6 +184,7 @@ class Engine:
         self._scheduler.advance(plan)
         emissions = self._sample(logits, caught_up) if caught_up else []
         self._count(plan.tokens, len(emissions), began)
+        self._scheduler.budget.took(sum(plan.tokens.values()), plan.num_decode, time.perf_counter() - began)
         return StepOutput(emissions, len(plan.tokens), sum(plan.tokens.values()), len(plan.preempted))
 
     def generate(self, prompts: Items[Items[int]], params: SequenceParams | Items[SequenceParams]) -> list[Completion]:

@@ -1,7 +1,8 @@
 """Which sequences run in the next step, and how many tokens of each.
 
-There are no phases: a sequence's `computed` chases its `num_tokens`. Running sequences come first, those that decode
-before those still in their prompt, so decoding never starves; then, within `token_budget`, new ones are admitted.
+There are no phases: a sequence's `computed` chases its `num_tokens`. Those that decode come first, so decoding never
+starves; what the step's budget leaves (budget.py) goes by rank to those still in their prompt and to those waiting, who
+are admitted while the pages leave head-room for the running (headroom.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
+from worker.engine.budget import TokenBudget
 from worker.engine.config import EngineConfig
+from worker.engine.headroom import Headroom
 from worker.engine.pages import PagePool
 from worker.engine.prefix import PrefixKeys
 from worker.engine.sequence import Sequence, State
@@ -48,9 +51,9 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap by rank
         self._free_rows = list(range(config.max_rows - 1, -1, -1))
-        self._token_budget = config.token_budget
+        self.budget = TokenBudget(config.token_budget, config.step_time_s)
         self._max_rows = config.max_rows
-        self._watermark = int(config.watermark * pool.num_pages)
+        self._headroom = Headroom(int(config.watermark * pool.num_pages), config.headroom)
         self._keys = PrefixKeys(pool.page_size) if config.prefix_cache else None
         self.counts = counts or SchedulerCounts()
 
@@ -77,18 +80,29 @@ class Scheduler:
         """The next step. Pages for its tokens are taken; `advance` is called once they are computed."""
         tokens: dict[Sequence, int] = {}
         preempted: list[Sequence] = []
-        budget = self._token_budget
-        remaining = {sequence: sequence.remaining for sequence in self.running}
-        for sequence in sorted(remaining, key=lambda s: remaining[s] > 1):  # stable: decodes first
-            if sequence.state is not State.RUNNING or budget == 0:
+        admitted: list[Sequence] = []
+        self._make_way(preempted)
+        made_way = len(preempted)
+        decoding = sum(sequence.remaining == 1 for sequence in self.running)
+        budget = self.budget.next(decoding)
+        for sequence in sorted(self.running, key=lambda s: (s.remaining > 1, s.rank)):
+            if sequence.state is not State.RUNNING:
                 continue
-            count = min(remaining[sequence], budget)
+            if sequence.remaining > 1 and len(preempted) == made_way:  # those who outrank it come first
+                budget -= self._admit(tokens, budget, admitted, before=sequence.rank)
+            if budget == 0:
+                break
+            count = min(sequence.remaining, budget)
             if self._grow(sequence, count, preempted):
                 tokens[sequence] = count
                 budget -= count
             for victim in preempted:
                 budget += tokens.pop(victim, 0)
-        admitted = [] if preempted else self._admit(tokens, budget)
+        ran_out = len(preempted) > made_way
+        if not ran_out:
+            self._admit(tokens, budget, admitted)
+        self._headroom.step(preempted=ran_out)
+        admitted = [sequence for sequence in admitted if sequence.state is State.RUNNING]
         return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted)
 
     def advance(self, plan: Plan) -> None:
@@ -117,6 +131,23 @@ class Scheduler:
             sequence.pages += self.pool.take(missing)
         return True
 
+    def _make_way(self, preempted: list[Sequence]) -> None:
+        """Preempt sequences of a lower priority for the first in line, where that gives it the row or pages it lacks.
+
+        Only priority counts here, not who came first: among equals nobody makes way.
+        """
+        while self._waiting:
+            first = self._waiting[0][1]
+            lesser = [s for s in self.running if s.priority > first.priority]
+            if not lesser or (self._free_rows and self._fits(first)):
+                return
+            could_be_free = self.pool.num_free + sum(len(s.pages) for s in lesser)
+            if self.pool.pages_for(first.num_tokens) > could_be_free:
+                return
+            victim = max(lesser, key=lambda s: s.rank)
+            self._preempt(victim)
+            preempted.append(victim)
+
     def _preempt(self, sequence: Sequence) -> None:
         """Free its row and pages but keep its tokens: they are computed again when it is admitted again."""
         self._leave_row(sequence)
@@ -124,26 +155,38 @@ class Scheduler:
         self.counts.preemptions += 1
         self.add(sequence)
 
-    def _admit(self, tokens: dict[Sequence, int], budget: int) -> list[Sequence]:
+    def _admit(
+        self, tokens: dict[Sequence, int], budget: int, admitted: list[Sequence], before: tuple[int, int] | None = None
+    ) -> int:
         """Give rows to waiting sequences, by rank, while rows, pages and budget last; all pages of the prompt at once.
 
-        None is passed over: a long one at the head waits for room and is not starved by short ones behind it. The
-        watermark stays free, except for the only sequence there is.
+        None is passed over: a long one at the head waits for room and is not starved by short ones behind it.
+        before: only those who outrank this. Returns what it took of the budget.
         """
-        admitted: list[Sequence] = []
-        while self._waiting and self._free_rows and budget > 0:
-            sequence = self._waiting[0][1]
-            cached = self._cached_pages(sequence)
-            missing = self.pool.pages_for(sequence.num_tokens) - len(cached)
-            spare = self._watermark if self.running else 0
-            if missing + self.pool.num_idle(cached) + spare > self.pool.num_free:
+        left = budget
+        while self._waiting and self._free_rows and left > 0:
+            rank, sequence = self._waiting[0]
+            if (before is not None and rank > before) or not self._fits(sequence):
                 break
             heapq.heappop(self._waiting)
-            self._seat(sequence, cached, missing)
+            self._seat(sequence)
             admitted.append(sequence)
-            tokens[sequence] = min(sequence.remaining, budget)
-            budget -= tokens[sequence]
-        return admitted
+            tokens[sequence] = min(sequence.remaining, left)
+            left -= tokens[sequence]
+        return budget - left
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether there are pages for it, and head-room beside: none for the only sequence there is."""
+        cached = self._cached_pages(sequence)
+        needed = self.pool.pages_for(sequence.num_tokens) - len(cached) + self.pool.num_idle(cached)
+        growth = sum(self._growth(s) for s in (*self.running, sequence)) if self.running else 0
+        spare = self._headroom.pages(growth) if self.running else 0
+        return needed + spare <= self.pool.num_free
+
+    def _growth(self, sequence: Sequence) -> int:
+        """Pages it could still need beyond those of its tokens and those it has."""
+        most = self.pool.pages_for(len(sequence.prompt) + sequence.params.max_tokens)
+        return most - max(len(sequence.pages), self.pool.pages_for(sequence.num_tokens))
 
     def _cached_pages(self, sequence: Sequence) -> list[int]:
         """Pages of the prefix cache that hold its first tokens; never the last token, whose logits are wanted."""
@@ -152,10 +195,11 @@ class Scheduler:
         full = (sequence.num_tokens - 1) // self.pool.page_size
         return self.pool.find(self._keys.of(sequence, full)[:full])
 
-    def _seat(self, sequence: Sequence, cached: list[int], missing: int) -> None:
-        """Give it a row, the `cached` pages and `missing` new ones."""
+    def _seat(self, sequence: Sequence) -> None:
+        """Give it a row, the cached pages of its beginning, and new ones for the rest. It fits."""
+        cached = self._cached_pages(sequence)
         self.pool.hold(cached)
-        sequence.pages = cached + self.pool.take(missing)
+        sequence.pages = cached + self.pool.take(self.pool.pages_for(sequence.num_tokens) - len(cached))
         sequence.entered = len(cached)
         sequence.computed = tokens = len(cached) * self.pool.page_size
         if sequence.cached is None:
