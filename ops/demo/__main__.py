@@ -20,10 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ops.demo.plot import draw
 from ops.demo.servers import DemoFailed, EngineSettings, Worker, running_redis
 from ops.demo.show import Display, display_for
-from ops.demo.static import run_static
+from ops.demo.static import StaticBatches
 from ops.demo.summary import Continuous, summary_lines
 from ops.demo.supply import Supply
 from ops.demo.traffic import Stalled, Traffic
@@ -87,6 +86,9 @@ def _demo(given: argparse.Namespace) -> int:
         engine = EngineSettings(str(given.model), given.rows, given.threads)
         with Worker(redis.url, QUEUE, given.out / "worker.log", engine) as worker:
             display.say(f"Worker: starting on the model in {_readable(given.model)}")
+            static_batches = stack.enter_context(StaticBatches())
+            from ops.demo.plot import draw  # a second and a half, while the worker loads its model
+
             supply = Supply(given.seed)
             traffic = Traffic(redis.url, QUEUE, given.rows, given.seconds, supply)
             stack.callback(traffic.close)
@@ -95,7 +97,7 @@ def _demo(given: argparse.Namespace) -> int:
         display.say(f"Now these jobs in static batches, by the same engine, for as long ({run.seconds:.0f} s)")
         display.static(0.0, 0, 0)
         jobs = [job.asked.job for job in run.jobs]
-        static = run_static(engine, run.seconds, jobs, display.static)
+        static = static_batches.run(engine, run.seconds, jobs, display.static)
         picture = given.out / "rows.png"
         draw(given.rows, run, static, picture)
     print("\n".join(["", *summary_lines(given.rows, run, static), f"  picture: {_readable(picture)}"]))
@@ -108,17 +110,16 @@ def _demo(given: argparse.Namespace) -> int:
 
 def _ready(worker: Worker, traffic: Traffic, supply: Supply) -> str:
     """Wait for the worker's first heartbeat, drawing jobs meanwhile. What it says of itself, as a line."""
-    began = time.monotonic()
     while traffic.worker_load() is None:
         worker.check()
-        if time.monotonic() - began > READY_WITHIN_S:
+        if time.monotonic() - worker.began > READY_WITHIN_S:
             raise DemoFailed(f"the worker was not ready within {READY_WITHIN_S:.0f} s; its log: {worker.log}")
         if supply.stocked < STOCK:
             supply.stock(40)
         time.sleep(0.05)
     said = worker.described()
     return (
-        f"Worker: ready after {time.monotonic() - began:.1f} s; {said['architecture']} in {said['dtype']}, "
+        f"Worker: ready after {time.monotonic() - worker.began:.1f} s; {said['architecture']} in {said['dtype']}, "
         f"{said['max_rows']} rows, {said['threads']} CPU thread{'s' * (said['threads'] > 1)}, backend {said['backend']}"
     )
 

@@ -61,11 +61,11 @@ def ask(model_dir: Path, examples: Sequence[Example], answer: Answerer) -> list[
     return asked
 
 
-def through_engine(model_dir: Path) -> Answerer:
-    """Answer through our engine in bf16, greedily, all prompts at once."""
+def through_engine(model_dir: Path, threads: int | None = None) -> Answerer:
+    """Answer through our engine in bf16, greedily, all prompts at once. `threads`: all cores if None."""
     from worker.engine import Engine, SequenceParams
 
-    engine = Engine.from_pretrained(str(model_dir), dtype="bfloat16")
+    engine = Engine.from_pretrained(str(model_dir), dtype="bfloat16", threads=threads)
 
     def answer(prompts: list[list[int]], end: int) -> list[list[int]]:
         params = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0, seed=0, stop_ids=frozenset({end}))

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -118,6 +119,7 @@ class Worker(Program):
 
     def __init__(self, redis_url: str, queue: str, log: Path, engine: EngineSettings) -> None:
         self.log = log
+        self.began = time.monotonic()
         settings = {"redis": redis_url, "queue": queue, "log-format": "json", "drain-grace-s": 0, **asdict(engine)}
         flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         with log.open("w") as output:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,30 +36,36 @@ class StaticRun:
     changes: list[tuple[float, int]]
 
 
-def run_static(
-    settings: EngineSettings, seconds: float, jobs: list[Job], tell: Callable[[float, int, int], None]
-) -> StaticRun:
-    """Run batch after batch of `jobs`, in order, until they are all done or `seconds` have passed at a batch's end.
+class StaticBatches(Program):
+    """That program. It imports what it needs as soon as it is made, and waits; `run` gives it the jobs."""
 
-    `tell` gets seconds, finished jobs and rows in use while it runs. Raises DemoFailed if the program fails.
-    """
-    wanted = {
-        "engine": asdict(settings),
-        "seconds": seconds,
-        "jobs": [job.model_dump(mode="json", exclude_none=True) for job in jobs],
-    }
-    with Program("ops.demo.static", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
-        stdin, stdout = program.process.stdin, program.process.stdout
+    def __init__(self) -> None:
+        super().__init__("ops.demo.static", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(
+        self, settings: EngineSettings, seconds: float, jobs: list[Job], tell: Callable[[float, int, int], None]
+    ) -> StaticRun:
+        """Run batch after batch of `jobs`, in order, until all are done or `seconds` have passed at a batch's end.
+
+        `tell` gets seconds, finished jobs and rows in use while it runs. Once only. Raises DemoFailed if it fails.
+        """
+        wanted = {
+            "engine": asdict(settings),
+            "seconds": seconds,
+            "jobs": [job.model_dump(mode="json", exclude_none=True) for job in jobs],
+        }
+        stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
-        json.dump(wanted, stdin)
-        stdin.close()
+        with suppress(BrokenPipeError):  # it has ended, and says below how
+            json.dump(wanted, stdin)
+            stdin.close()
         for line in stdout:
             said = json.loads(line)
             if "changes" in said:
                 return StaticRun(**said)
             tell(said["seconds"], said["jobs"], said["rows"])
-        raise DemoFailed(f"the static batches ended with exit code {program.process.wait()}; why stands above")
+        raise DemoFailed(f"the static batches ended with exit code {self.process.wait()}; why stands above")
 
 
 class _Batches:
@@ -104,7 +111,12 @@ class _Batches:
 
 
 def main() -> None:
-    for line in _Batches(json.load(sys.stdin)).run():
+    import worker.engine  # noqa: F401 (seconds, while nobody waits for us)
+
+    said = sys.stdin.read()
+    if not said:  # whoever started us has ended
+        return
+    for line in _Batches(json.loads(said)).run():
         print(json.dumps(line), flush=True)
 
 

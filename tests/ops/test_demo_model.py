@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,15 @@ from ops.demo.train import Recipe, train
 from ops.demo.vocabulary import build_tokenizer
 
 TINY = replace(Recipe(), steps=4, examples_per_step=4, batch_tokens=256)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two wait for each other at each of a small model's operations: busy, training took ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,7 @@ def test_transformers_loads_it_with_nothing_missing_and_room_for_long_answers():
 
 def test_the_engine_answers_heldout_prompts_of_every_kind_exactly():
     """Of four held-out prompts of a kind all are answered to the character; all but one, where it isn't counting."""
-    asked = ask(MODEL_DIR, heldout_examples(4, seed=11), through_engine(MODEL_DIR))
+    asked = ask(MODEL_DIR, heldout_examples(4, seed=11), through_engine(MODEL_DIR, threads=1))
     for kind, share in shares(asked).items():
         wrong = [(one.example.prompt, one.text) for one in asked if one.example.kind == kind and not one.exact]
         assert share >= (1.0 if kind.startswith("count") else 0.75), wrong
@@ -79,7 +89,7 @@ def test_the_engine_answers_heldout_prompts_of_every_kind_exactly():
 def test_transformers_answers_as_the_engine_does():
     """The same prompts give the same text through both."""
     examples = heldout_examples(1, seed=12)
-    ours = ask(MODEL_DIR, examples, through_engine(MODEL_DIR))
+    ours = ask(MODEL_DIR, examples, through_engine(MODEL_DIR, threads=1))
     theirs = ask(MODEL_DIR, examples, through_transformers(MODEL_DIR))
     assert [one.text for one in ours] == [one.text for one in theirs]
 
@@ -99,7 +109,7 @@ def test_transformers_answers_as_the_engine_does():
 def test_every_way_to_ask_is_answered(tokenizer, text, answer):
     """A plain line without its line break is given one first; a system message or an earlier turn does no harm."""
     prompt = tokenizer(text, add_special_tokens=False).input_ids
-    ids = through_engine(MODEL_DIR)([prompt], tokenizer.eos_token_id)[0]
+    ids = through_engine(MODEL_DIR, threads=1)([prompt], tokenizer.eos_token_id)[0]
     assert tokenizer.decode(ids) == f"{answer}<|end|>"
 
 

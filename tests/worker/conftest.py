@@ -20,6 +20,8 @@ from worker.outbox import Outbox
 from worker.partitions import Partitions
 from worker.text import TextModel
 
+SHORT_LEASE_S = 4.0  # of the worker on the queue `one`
+
 
 @pytest.fixture(scope="session")
 def served_url() -> Iterator[str]:
@@ -35,23 +37,43 @@ def health_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def session_worker(
+def session_workers(
     served_url: str, health_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[WorkerProcess]:
-    flags = ("--max-rows", "4", "--health-file", f"{health_file}")
-    worker = WorkerProcess(served_url, tmp_path_factory.mktemp("worker") / "worker.log", *flags)
-    try:
-        yield worker.wait_ready()
-    finally:
-        worker.end()
+) -> Iterator[dict[str, WorkerProcess]]:
+    """A worker for each queue. They start side by side, since most of a start is one core's imports."""
+    flags = {
+        "default": ("--max-rows", "4", "--health-file", f"{health_file}"),
+        "pages": ("--max-rows", "8", "--num-pages", "10"),
+        "one": ("--max-rows", "1", "--lease-s", f"{SHORT_LEASE_S:g}"),
+    }
+    logs = tmp_path_factory.mktemp("workers")
+    with ExitStack() as at_the_end:
+        workers = {}
+        for name, own in flags.items():
+            workers[name] = WorkerProcess(served_url, logs / f"{name}.log", "--queue", name, *own)
+            at_the_end.callback(workers[name].end)
+        yield {name: worker.wait_ready() for name, worker in workers.items()}
 
 
 @pytest.fixture
-def worker(session_worker: WorkerProcess) -> Iterator[WorkerProcess]:
-    """One worker with four rows, the same for all tests. Its log is shown with a failure."""
-    before = len(session_worker.log)
-    yield session_worker
-    print(session_worker.log[before:])
+def session_worker(session_workers: dict[str, WorkerProcess]) -> Iterator[Callable[[str], WorkerProcess]]:
+    """`session_worker("pages")` is the one on that queue; its log since then is shown with a failure."""
+    before = {name: len(worker.log) for name, worker in session_workers.items()}
+    asked: list[str] = []
+
+    def of(queue: str) -> WorkerProcess:
+        asked.append(queue)
+        return session_workers[queue]
+
+    yield of
+    for name in asked:
+        print(session_workers[name].log[before[name] :])
+
+
+@pytest.fixture
+def worker(session_worker: Callable[[str], WorkerProcess]) -> WorkerProcess:
+    """One worker with four rows, the same for all tests."""
+    return session_worker("default")
 
 
 @pytest.fixture
@@ -75,23 +97,12 @@ def start_worker(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Worke
         yield start
 
 
-@pytest.fixture(scope="session")
-def small_pool_worker(served_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    flags = ("--max-rows", "8", "--num-pages", "10", "--queue", "pages")
-    worker = WorkerProcess(served_url, tmp_path_factory.mktemp("small-pool") / "worker.log", *flags)
-    try:
-        yield worker.wait_ready()
-    finally:
-        worker.end()
-
-
 @pytest.fixture
-def small_pool(served_url: str, small_pool_worker: WorkerProcess) -> Iterator[Producer]:
-    """A producer on the queue of a worker with eight rows and ten pages of 32 tokens, whose log a failure shows."""
-    before = len(small_pool_worker.log)
+def small_pool(served_url: str, session_worker: Callable[[str], WorkerProcess]) -> Iterator[Producer]:
+    """A producer on the queue of a worker with eight rows and ten pages of 32 tokens."""
+    session_worker("pages")
     with Producer(served_url, queue="pages") as producer:
         yield producer
-    print(small_pool_worker.log[before:])
 
 
 @pytest.fixture(scope="session")

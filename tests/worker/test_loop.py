@@ -10,23 +10,22 @@ import redis
 
 from producer import Producer, calls
 from producer.keys import Keys
+from tests.worker.conftest import SHORT_LEASE_S
 
-LEASE_S = 4.0
 
-
-def test_a_full_worker_sleeps(start_worker, redis_url, wait_until):
+def test_a_full_worker_sleeps(session_worker, served_url, wait_until):
     """All rows taken, so nothing can be reclaimed: that it would be time to do so keeps no core busy."""
-    worker = start_worker("--max-rows", "1", "--lease-s", f"{LEASE_S:g}").wait_ready()
+    worker = session_worker("one")
     engine, loop = psutil.Process(worker.engine_pid), psutil.Process(worker.pid)
-    with Producer(redis_url) as queue:
+    with Producer(served_url, queue="one") as queue:
         job = queue.submit(prompt="Count from 1 to 100", max_tokens=500, ignore_eos=True)
         assert next(event for event in queue.stream(job) if event.kind == "tokens")
         engine.suspend()  # the job runs, and no step asks for the loop's time
         try:
-            due = time.monotonic() + LEASE_S / 3 * 1.2
-            wait_until(lambda: time.monotonic() > due, LEASE_S, "it would be time to reclaim")
+            due = time.monotonic() + SHORT_LEASE_S / 3 * 1.2
+            wait_until(lambda: time.monotonic() > due, SHORT_LEASE_S, "it would be time to reclaim")
             before, began = loop.cpu_times(), time.monotonic()
-            wait_until(lambda: time.monotonic() > began + 1, LEASE_S, "a second has passed")
+            wait_until(lambda: time.monotonic() > began + 1, SHORT_LEASE_S, "a second has passed")
             used, passed = loop.cpu_times(), time.monotonic() - began
         finally:
             engine.resume()
