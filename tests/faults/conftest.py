@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -93,6 +93,15 @@ class Fleet:
         self._workers = alive
         return [worker.wait_ready() for worker in alive]
 
+    @contextmanager
+    def apart(self) -> Iterator[Fleet]:
+        """Other workers on a queue of their own, stopped at the end; those of this one stay for the next test."""
+        fleet = Fleet(self.url, f"{self.queue}-apart", self._start)
+        fleet._undisturbed = self._undisturbed  # the same job, so the same tokens
+        with closing(fleet.producer):
+            yield fleet
+            fleet.of(0)
+
     def submit(self) -> Reader:
         """A long job, as the one who follows it sees it."""
         return Reader(self.url, self.queue, self.producer.submit(**LONG))
@@ -111,15 +120,15 @@ class Fleet:
         return holder, [worker for worker in self._workers if worker is not holder]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def durable_redis() -> Iterator[redis_servers.RedisServer]:
-    """A Redis for this module that keeps every write, and that a test may kill and restart."""
+    """A Redis for this folder that keeps every write, and that a test may kill and restart."""
     with redis_servers.start(appendonly=True, appendfsync="always") as server:
         yield server
 
 
-@pytest.fixture(scope="module")
-def module_fleet(
+@pytest.fixture(scope="session")
+def session_fleet(
     durable_redis: redis_servers.RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Fleet, list[WorkerProcess]]]:
     started: list[WorkerProcess] = []
@@ -138,9 +147,9 @@ def module_fleet(
 
 
 @pytest.fixture
-def fleet(module_fleet: tuple[Fleet, list[WorkerProcess]]) -> Iterator[Fleet]:
+def fleet(session_fleet: tuple[Fleet, list[WorkerProcess]]) -> Iterator[Fleet]:
     """Workers with a lease of two seconds, on a Redis of their own. Their logs are shown with a failure."""
-    fleet, started = module_fleet
+    fleet, started = session_fleet
     before = {worker: len(worker.log) for worker in started}
     yield fleet
     for worker in started:

@@ -56,21 +56,20 @@ def test_an_outage_longer_than_a_lease_is_no_stampede(fleet, durable_redis, wait
 
 def test_decoding_pauses_while_too_much_is_unpublished(fleet, durable_redis, wait_until):
     """Redis is away and the worker may hold no more: it waits, and is not taken for one that hangs."""
-    fleet.of(0)
-    (worker,) = fleet.of(1, "--max-unpublished", "40")
-    expected = fleet.undisturbed()
-    reader = fleet.submit()
-    wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
-    before = len(worker.said("redis_down"))
+    with fleet.apart() as apart:
+        (worker,) = apart.of(1, "--max-unpublished", "40")
+        expected = apart.undisturbed()
+        reader = apart.submit()
+        wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
+        before = len(worker.said("redis_down"))
 
-    durable_redis.kill9()
-    back_at = worker.wait_for("redis_down", already=before) and time.monotonic() + 1.5 * LEASE_S
-    wait_until(lambda: time.monotonic() > back_at, 2 * LEASE_S, "a hang would have been found")
-    durable_redis.restart()
+        durable_redis.kill9()
+        back_at = worker.wait_for("redis_down", already=before) and time.monotonic() + 1.5 * LEASE_S
+        wait_until(lambda: time.monotonic() > back_at, 2 * LEASE_S, "a hang would have been found")
+        durable_redis.restart()
 
-    assert reader.to_the_end() == expected
-    assert worker.is_running
-    fleet.of(0)
+        assert reader.to_the_end() == expected
+        assert worker.is_running
 
 
 def test_a_redis_that_hangs_for_longer_than_a_lease_is_waited_for(fleet, durable_redis, wait_until):

@@ -120,11 +120,16 @@ def test_a_directory_that_lacks_the_weights(engine_refusal, model):
     assert str(model) in said
 
 
-def test_weights_as_pickle_only(refusal, model):
-    """A pickle runs code: it is not read, and what to do instead is said."""
+def test_weights_as_pickle_only(start_worker, model):
+    """A pickle runs code: it is not read, and what to do instead is said; where that came from, to who asks for it."""
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    said = refusal(model=model, code=CANT_START)
-    assert "found pytorch_model.bin: only safetensors are read, convert it" in said
+    worker, asked = start_worker(model=model), start_worker("--traceback", model=model)
+    assert worker.exit_code() == asked.exit_code() == CANT_START
+    (line,) = worker.log.splitlines()
+    assert line.startswith("slipstream worker: ")
+    assert "found pytorch_model.bin: only safetensors are read, convert it" in line
+    first, *_, last = asked.log.splitlines()
+    assert (first, last) == ("Traceback (most recent call last):", line)
 
 
 def test_an_architecture_that_is_not_supported(engine_refusal, model):
@@ -153,11 +158,10 @@ def test_a_token_budget_below_the_rows(engine_refusal):
     assert said.startswith("token_budget must be at least max_rows (16)")
 
 
-@pytest.mark.parametrize("flags", [("--max-len", "2000"), ("--redis", NOBODY_LISTENS, "--redis-wait-s", "0")])
-def test_the_traceback_is_there_for_who_asks(start_worker, flags):
-    """`--traceback` shows where it came from, from the engine's process too, before the line."""
-    worker = start_worker(*flags, "--traceback")
-    assert worker.exit_code() in (CANT_START, NO_REDIS)
+def test_the_traceback_is_there_for_who_asks(start_worker):
+    """`--traceback` shows where it came from before the line."""
+    worker = start_worker("--redis-wait-s", "0", "--traceback", url=NOBODY_LISTENS)
+    assert worker.exit_code() == NO_REDIS
     assert "Traceback (most recent call last)" in worker.log
     assert worker.log.splitlines()[-1].startswith("slipstream worker: ")
 
