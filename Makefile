@@ -47,6 +47,9 @@ gpu-test: ## on a GPU machine, with its own python3, torch, triton and pytest: t
 gpu-bench-kernels: ## on a GPU machine, with its own python3: each kernel checked, then timed against the roofline
 	@$(or $(PYTHON),python3) -m ops.bench kernels $(ARGS)
 
+chaos: $(READY) ## workers, Redis and network killed, paused and cut under load; then an audit to the token (ARGS=--short)
+	@$(RUN) ops.chaos $(ARGS)
+
 setup: $(READY) ## only make .venv, which every other target does by itself
 	@:
 
