@@ -41,14 +41,14 @@ class Role:
 
 ROLES = {
     "producer": Role(
-        ("enqueue", "stop", "status"),
+        ("enqueue", "stop", "status", "wake"),
         ("get", "xread"),
         ("job", "tokens", "result"),
         ("waiting", "ready", "running"),
-        ("lane:*", "counts", "deadlines", "delayed", "control", "dead", "workers"),
+        ("lane:*", "counts", "deadlines", "delayed", "control", "dead", "workers", "wake:*"),
     ),
     "worker": Role(
-        tuple(sorted({path.stem for path in SCRIPTS.glob("*.lua")} - {"prelude", "enqueue", "requeued"})),
+        tuple(sorted({path.stem for path in SCRIPTS.glob("*.lua")} - {"prelude", "enqueue", "requeued", "wake"})),
         ("xread",),
         of_queue=("*",),
     ),
@@ -76,9 +76,13 @@ def line(role: str, name: str, password: str, *, queue: str = "*", tenant: str |
     patterns = [f"{'%R~' if reads_only else '~'}{{slip:{queue}:*}}:{key}" for key in (*keys, *meant.of_queue)]
     commands = {*CONNECTION, *meant.commands, *(command for script in meant.scripts for command in called_by(script))}
     commands |= {"evalsha_ro", "eval_ro"} if reads_only else {"evalsha", "eval"}
-    return " ".join(
-        [f"user {name} on >{password} resetchannels", *patterns, "-@all", *(f"+{word}" for word in sorted(commands))]
-    )
+    more = []
+    if reads_only:  # a selector: these commands on these keys, and nowhere else
+        patterns.append(f"%R~{{slip:{queue}:*}}:wake:*")
+        wake = " ".join(f"+{word}" for word in sorted({"evalsha", "eval", *called_by("wake")}))
+        more = [f"({wake} ~{{slip:{queue}:*}}:wake:*)"]
+    words = [f"+{word}" for word in sorted(commands)]
+    return " ".join([f"user {name} on >{password} resetchannels", *patterns, "-@all", *words, *more])
 
 
 @cache
