@@ -156,13 +156,13 @@ def forbidden(do):
         do()
 
 
-def test_a_reader_wakes_itself_where_it_may(server, desk):
+def test_a_reader_wakes_itself_where_it_may(server, desk, wait_until):
     """From Redis 7 on a selector lets it write to wakes alone. On 6.2 it looks again and again; both get all."""
 
     async def go():
         async with AsyncProducer(server.url("reader")) as reader:
             first = asyncio.ensure_future(reader.result(jobs[0], timeout=20))
-            await asyncio.sleep(0)
+            await asyncio.to_thread(wait_until, lambda: tester.info("clients")["blocked_clients"], 20, "it waits")
             second = asyncio.ensure_future(reader.result(jobs[1], timeout=20))
             for _ in jobs:
                 await asyncio.to_thread(answer_one, desk)
@@ -170,7 +170,8 @@ def test_a_reader_wakes_itself_where_it_may(server, desk):
 
     with Producer(server.url("producer")) as producer:
         jobs = [producer.submit(prompt="a") for _ in range(2)]
-    assert asyncio.run(go()) == (True, True)
+    with server.raw("tester") as tester:
+        assert asyncio.run(go()) == (True, True)
     assert any(":wake:" in tried for tried in server.refused("reader")) == (server.version == 6)
 
 
