@@ -1,4 +1,4 @@
-"""`make bench`, `python -m ops.bench [engine|overhead|loop]`: what the worker costs, measured.
+"""`make bench`, `python -m ops.bench [engine|overhead|startup|loop]`: what the worker costs, measured.
 
 Each bench is one file of this folder with a `main(arguments)`; a new one is a file and a line in BENCHES. `--help`
 after a bench's name lists its flags. Kept beside them: LOG.md, what was tried and what came of it.
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 BENCHES = {
     "engine": "this engine beside transformers and beside itself in static batches (the default)",
+    "startup": "seconds from the start of a process to its first token, and its memory",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
     "kernels": "each Triton kernel against the roofline; without a GPU the floors alone, as predictions",

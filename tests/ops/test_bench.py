@@ -113,6 +113,16 @@ def test_the_overhead_bench_says_where_a_step_spends_its_time(bench):
         assert all(cells(said, function["function"]) for function in width["functions"])
 
 
+def test_the_startup_bench_says_when_the_first_token_came_and_what_memory_it_took(bench):
+    """Of a process that runs the model, beside one that imports alone: in order, and more than that one's."""
+    said, found = bench("startup")
+    (run,), (bare,) = found["whole"], found["bare"]
+    assert bare["imported_s"] > 0
+    assert run["imported_s"] < run["loaded_s"] < run["first_token_s"]
+    assert run["answered_mib"] > bare["imported_mib"]
+    assert cells(said, "first token")
+
+
 def test_the_loop_bench_streams_through_redis_in_every_way(bench):
     """All jobs come to their ends with the Redis half as a process and as a thread, and a step's time is told."""
     said, found = bench("loop")
@@ -160,7 +170,7 @@ def test_a_run_in_figures():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("speed",), "there is no bench 'speed'; there are engine, overhead, loop"),
+        (("speed",), "there is no bench 'speed'; there are engine, startup, overhead, loop"),
         (("--only", "vllm"), "no system is named like this; there are transformers static 16, slipstream"),
         (("--workload", "demo", "--threads", "4096"), "threads must be between 1 and"),
     ],

@@ -94,8 +94,8 @@ class Engine:
         self._scheduler = Scheduler(config, self._pool, self.stats)
         self._rows = RowTable(ops, config.max_rows, max_len, config.page_size)
         page = (2, model.num_kv_heads, config.page_size, model.head_dim)
-        self._kv = torch.zeros(model.num_layers, num_pages, *page, dtype=decoder.dtype)
-        use_large_pages(self._kv)
+        self._kv = torch.empty(model.num_layers, num_pages, *page, dtype=decoder.dtype)
+        use_large_pages(self._kv)  # memory is taken page by page as it is first written; nobody reads what is not
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = count()
 
@@ -340,7 +340,7 @@ def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max
     page_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * config.page_size * dtype.itemsize
     free = max(0, free)
     if config.num_pages is not None:
-        if config.num_pages * page_bytes > free:  # zeros cost nothing until they are written: checked now or never
+        if config.num_pages * page_bytes > free:  # memory costs nothing until it is written: checked now or never
             raise ConfigError(
                 f"not enough memory for a page pool of num_pages {config.num_pages:,}: it takes "
                 f"{config.num_pages * page_bytes:,} bytes, {free:,} are free; give at most {free // page_bytes:,}"
