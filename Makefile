@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help setup demo test lint format worker bench aot gpu-test gpu-bench-kernels lock clean
+.PHONY: help setup demo test lint format worker bench aot gpu-test gpu-bench-kernels chaos lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
