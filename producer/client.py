@@ -29,7 +29,7 @@ from producer.connection import (
     connect_to_block,
     speaking_to,
 )
-from producer.cursor import Entry
+from producer.cursor import Entry, EventCursor
 from producer.errors import InvalidJob, JobUnknown, QueueFull
 from producer.follow import READ_COUNT, Flow, Following, Get, Pause, Read, Step, result_of
 from producer.followers import Followers, Reader
@@ -62,7 +62,7 @@ class _Client:
     def _following(self, job: Job | str, from_offset: int, from_hash: int | None, timeout: float | None) -> Following:
         if from_offset < 0:
             raise InvalidJob("from_offset", from_offset, "0 or more tokens")
-        return Following(self._keys(job), _id(job), from_offset, from_hash, timeout)
+        return Following(self._keys(job), _id(job), EventCursor(from_offset, from_hash), timeout)
 
     def _result(self, job: Job | str, timeout: float | None) -> Flow[Result]:
         return result_of(self._keys(job), _id(job), timeout)

@@ -31,17 +31,44 @@ START = "0-0"
 """Reading after this entry is reading from the first."""
 
 
-class EventCursor:
+class Place:
+    """A place in a job's events: what was read last, and whether that was the end."""
+
+    def __init__(self) -> None:
+        self.last_entry = START
+        self.ended = False
+
+    def rewind_if_lost(self, status: calls.JobStatus) -> None:
+        """Compare our place with where the stream ends now; read it anew if it ends before, or was ended unseen."""
+        last, ours = order(status.last_event or START), order(self.last_entry)
+        if last < ours or (status.ended and last == ours):
+            self._rewind()
+
+    def _rewind(self) -> None:
+        self.last_entry = START
+
+
+class EndCursor(Place):
+    """The place of one who waits for the end alone, and looks into no event."""
+
+    def events(self, entries: Iterable[Entry]) -> list[Event]:
+        """Notes the end, tells nothing."""
+        for entry, fields in entries:
+            self.last_entry = entry.decode()
+            self.ended = self.ended or b"e" in fields
+        return []
+
+
+class EventCursor(Place):
     """One reader's place. `from_hash` is the `hash` of the event that brought it to `from_offset`, if it has that.
 
     Costs eight bytes of memory a token.
     """
 
     def __init__(self, from_offset: int = 0, from_hash: int | None = None) -> None:
+        super().__init__()
         self.offset = from_offset
         """Tokens that the reader has."""
-        self.last_entry = START
-        self.ended = False
         self._hashes = array("Q", [0])  # of the first 0, 1, 2, ... tokens, as we have read them
         self._at = 0  # how far this reading of the stream has come, in tokens; behind `offset` while it is compared
         self._brought = None if from_hash is None else (from_offset, from_hash)
@@ -60,12 +87,6 @@ class EventCursor:
                 break
             proven = proven or isinstance(event, Tokens)
         return new
-
-    def rewind_if_lost(self, status: calls.JobStatus) -> None:
-        """Compare our place with where the stream ends now; read it anew if it ends before, or was ended unseen."""
-        last, ours = order(status.last_event or START), order(self.last_entry)
-        if last < ours or (status.ended and last == ours):
-            self._rewind()
 
     def _take(self, event: Started | Tokens | Ended, proven: bool) -> list[Event]:
         begins = event.start if isinstance(event, Tokens) else event.offset
@@ -147,7 +168,8 @@ class EventCursor:
         return []
 
     def _rewind(self) -> None:
-        self.last_entry, self._at = START, 0
+        super()._rewind()
+        self._at = 0
 
 
 def order(entry: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from producer import calls, wire
 from producer.connection import BLOCK_S
-from producer.cursor import EventCursor
+from producer.cursor import EndCursor, EventCursor
 from producer.errors import JobUnknown, ResultExpired, ResultTimeout
 from producer.keys import Keys
 from producer.protocol import Ended, Event, Result, Resync, Tokens
@@ -66,15 +66,10 @@ class Following:
     """
 
     def __init__(
-        self,
-        keys: Keys,
-        job_id: str,
-        from_offset: int = 0,
-        from_hash: int | None = None,
-        timeout_s: float | None = None,
+        self, keys: Keys, job_id: str, cursor: EventCursor | EndCursor, timeout_s: float | None = None
     ) -> None:
         self._keys, self._job_id, self._timeout_s = keys, job_id, timeout_s
-        self.cursor = EventCursor(from_offset, from_hash)
+        self.cursor = cursor
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._lost_at: float | None = None
         self._losses = 0
@@ -139,11 +134,13 @@ def result_of(keys: Keys, job_id: str, timeout_s: float | None) -> Flow[Result]:
     """The result, as soon as there is one. A job that was ended from outside has none stored: its events tell it."""
     stored = Get(keys.result(job_id))
     blob = yield stored
+    if blob is None:
+        yield from _to_the_end(Following(keys, job_id, EndCursor(), timeout_s))
+        blob = yield stored
     if blob is not None:
         return wire.decode_result(blob, job_id)
-    events = yield from _to_the_end(Following(keys, job_id, timeout_s=timeout_s))
-    blob = yield stored
-    return wire.decode_result(blob, job_id) if blob is not None else told(job_id, events)
+    events = yield from _to_the_end(Following(keys, job_id, EventCursor(), timeout_s))
+    return told(job_id, events)
 
 
 def _to_the_end(following: Following) -> Flow[list[Event]]:

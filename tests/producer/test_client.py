@@ -246,14 +246,13 @@ def test_a_result_put_together_from_events_honours_a_resync(producer, real_desk)
     real_desk.publish(old, "a", 0, [1, 2])
     replica = {key: real_desk.redis.dump(key) for key in real_desk.redis.keys("*")}
     real_desk.publish(old, "a", 2, [3, 4])
-    following = follow.Following(real_desk.keys, job)
-    events = following.cursor.events(real_desk.redis.xrange(real_desk.keys.tokens(job)))
+    cursor = EventCursor()
+    events = cursor.events(real_desk.redis.xrange(real_desk.keys.tokens(job)))
     fail_over(real_desk, replica)
     real_desk.publish(real_desk.take_over("b"), "b", 2, [7])
     producer.cancel(job)
     for _ in range(2):  # the end came without tokens, so all is read once more
-        entries = real_desk.redis.xrange(real_desk.keys.tokens(job), min=f"({following.cursor.last_entry}")
-        events += following.cursor.events(entries)
+        events += cursor.events(real_desk.redis.xrange(real_desk.keys.tokens(job), min=f"({cursor.last_entry}"))
     told = follow.told(job, events)
     assert (told.token_ids, told.text, told.finish_reason) == ((1, 2, 7), "1 2 7 ", "cancelled")
 
