@@ -29,7 +29,7 @@ from producer.connection import BLOCK_S
 from producer.cursor import START, Entry, order
 from producer.follow import READ_COUNT, Flow, Get, Pause, Read, Step
 from producer.keys import Keys
-from producer.questions import Answer, Peek, Questions, closed, raised, tell
+from producer.questions import Answer, Peek, Questions, closed, raised, stop, tell
 
 T = TypeVar("T")
 
@@ -78,10 +78,7 @@ class Followers:
         """Send all readers away with RedisUnavailable, and stop."""
         self._closed = True
         self._fail(closed())
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(list(self._tasks.values()))
         await self.questions.close()
 
     # What readers do.

@@ -7,7 +7,7 @@ small scripts takes Redis some milliseconds, and this process a fraction of what
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -58,8 +58,7 @@ class Questions:
             tell(answer, closed())
         self._waiting.clear()
         if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+            await stop([self._asking])
 
     async def ask(self, question: Question) -> Any:
         """The answer. Raises redis.RedisError, and what a call's `parse` raises."""
@@ -121,6 +120,15 @@ class Questions:
             return reply if isinstance(reply, Exception) else question.parse(reply)
         except (ResponseError, SlipstreamError) as error:
             return error
+
+
+async def stop(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they end: before Python 3.12 `wait_for`, by which redis-py sends, may swallow a cancel."""
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=0.05)
 
 
 def tell(answer: Answer, said: Any) -> None:

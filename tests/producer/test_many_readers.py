@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
-from producer import AsyncProducer, Job, Producer, QueueFull, calls, wire
+from producer import AsyncProducer, Job, Producer, QueueFull, RedisUnavailable, calls, wire
 from producer.calls import Publication
+from producer.followers import INBOX, Followers
+from producer.keys import Keys
 from producer.protocol import Result, running_hash
 
 READERS = 2000
@@ -125,3 +127,190 @@ def test_a_submit_waits_politely_for_room(redis_url, real_desk):
                 return await asyncio.wait_for(submitting, 60)
 
         assert producer.status(asyncio.run(wait_for_room())).state == "queued"
+
+
+def test_readers_of_one_job_have_places_of_their_own(redis_url, real_desk):
+    """One began early, one comes from the middle, one waits for the result: each is told what it has not."""
+    job = real_desk.submit()
+    claim = real_desk.take("a")
+
+    async def follow():
+        async with AsyncProducer(redis_url, queue="test") as producer:
+            early = producer.stream(job)
+            assert (await anext(early)).kind == "started"
+            whole = asyncio.create_task(producer.result(job))
+            await asyncio.to_thread(real_desk.publish, claim, "a", 0, [1, 2, 3])
+            assert (await anext(early)).token_ids == (1, 2, 3)
+            late = producer.stream(job, from_offset=2)
+            assert (await anext(late)).token_ids == (3,)
+            await asyncio.to_thread(real_desk.finish, claim, "a", 3, [4])
+            told = [[event.kind async for event in stream] for stream in (early, late)]
+            return told, (await whole).finish_reason
+
+    assert asyncio.run(asyncio.wait_for(follow(), 60)) == ([["tokens", "ended"]] * 2, "stop")
+
+
+def test_a_reader_that_lags_is_read_for_no_further_and_misses_nothing(redis_url, real_desk):
+    """While it takes nothing only a few of its events are in this process; Redis has the others for later."""
+    jobs = [Job(prompt="x"), Job(prompt="x")]
+
+    async def follow():
+        async with AsyncProducer(redis_url, queue="test") as producer:
+            await producer.submit_many(jobs)
+            claims = [real_desk.take("a"), real_desk.take("a")]
+            lazy, prompt = producer.stream(jobs[0]), producer.stream(jobs[1])
+            await anext(lazy)
+            reader = lazy.ag_frame.f_locals["reader"]
+            for at in range(100):  # the other is told each at once
+                for claim in claims:
+                    await asyncio.to_thread(real_desk.publish, claim, "a", at, [at])
+                while (await anext(prompt)).kind != "tokens":
+                    pass
+            held = len(reader._inbox)
+            for claim in claims:
+                await asyncio.to_thread(real_desk.finish, claim, "a", 100)
+            rest = [token async for event in lazy if event.kind == "tokens" for token in event.token_ids]
+            return held, rest
+
+    held, rest = asyncio.run(asyncio.wait_for(follow(), 120))
+    assert held == INBOX
+    assert rest == list(range(100))
+
+
+def test_all_readers_go_on_after_cut_connections(redis_url, real_desk):
+    """Every connection is killed in mid-stream, twice: each of a hundred readers has each token once."""
+    jobs = [Job(prompt="x") for _ in range(100)]
+
+    async def follow():
+        async with AsyncProducer(redis_url, queue="test") as producer:
+            await producer.submit_many(jobs)
+            deliveries = real_desk.pull("a", room=100)
+            claims = [real_desk.claim(delivery, "a") for delivery in deliveries]
+            streams = [producer.stream(claim.delivery.job_id) for claim in claims]
+            seen = {claim.delivery.job_id: [] for claim in claims}
+            for at in range(2):
+                real_desk.run(calls.publish(real_desk.keys, "a", [one(claim, at) for claim in claims]))
+                for claim, stream in zip(claims, streams, strict=True):
+                    while len(seen[claim.delivery.job_id]) == at:
+                        event = await anext(stream)
+                        seen[claim.delivery.job_id] += event.token_ids if event.kind == "tokens" else ()
+                real_desk.redis.client_kill_filter(_type="normal", skipme=True)
+            for claim in claims:
+                real_desk.finish(claim, "a", 2)
+            ends = [[event.kind async for event in stream] for stream in streams]
+            return list(seen.values()), ends
+
+    seen, ends = asyncio.run(asyncio.wait_for(follow(), 60))
+    assert seen == [[0, 1]] * 100
+    assert ends == [["ended"]] * 100
+
+
+def one(claim, at):
+    """The token `at` of a job whose tokens count up from 0."""
+    blob = wire.encode_tokens([at], [f"{at} "], running_hash(0, range(at + 1)))
+    return Publication(claim.delivery.job_id, claim.epoch, at, 1, blob)
+
+
+def test_cancelled_readers_leave_nothing_behind(redis_url, real_desk, no_leaked_keys):
+    """A hundred tasks are cancelled in the midst of their waiting: no reader, no question, no task is left."""
+    jobs = [Job(prompt="x") for _ in range(100)]
+
+    async def follow():
+        before = asyncio.all_tasks()
+        async with AsyncProducer(redis_url, queue="test") as producer:
+            await producer.submit_many(jobs)
+            reading = [asyncio.create_task(producer.result(job)) for job in jobs]
+            (followers,) = await until(lambda: list(producer._followers.values()))
+            await until(lambda: len(followers._readers) == 100)
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+            await until(lambda: not followers._tasks)  # the read it waits in is woken, not waited out
+            followers.check()
+            assert asyncio.all_tasks() == before
+            await asyncio.gather(*(producer.cancel(job) for job in jobs))
+
+    asyncio.run(asyncio.wait_for(follow(), 4))
+
+
+async def until(condition):
+    while not (found := condition()):
+        await asyncio.sleep(0.005)
+    return found
+
+
+def test_a_client_that_is_closed_sends_its_readers_away(redis_url, real_desk):
+    """Whoever still waits is told why nothing comes any more."""
+    job = real_desk.submit()
+
+    async def follow():
+        before = asyncio.all_tasks()
+        producer = AsyncProducer(redis_url, queue="test")
+        reading = asyncio.create_task(producer.result(job))
+        (followers,) = await until(lambda: list(producer._followers.values()))
+        await until(lambda: followers._readers)
+        await producer.close()
+        with pytest.raises(RedisUnavailable, match="closed"):
+            await reading
+        assert asyncio.all_tasks() == before
+
+    asyncio.run(asyncio.wait_for(follow(), 60))
+
+
+def test_a_stream_that_is_none_ends_its_own_readers_wait_alone(redis_url, real_desk):
+    """Someone overwrote one job's stream: its reader is told, the other's read goes on without it."""
+    broken, sound = real_desk.submit(), real_desk.submit()
+    claims = [real_desk.take("a"), real_desk.take("a")]
+
+    async def follow():
+        async with AsyncProducer(redis_url, queue="test") as producer:
+            streams = [producer.stream(broken), producer.stream(sound)]
+            assert [(await anext(stream)).kind for stream in streams] == ["started", "started"]
+            waiting = [asyncio.create_task(anext(stream)) for stream in streams]
+            real_desk.redis.set(real_desk.keys.tokens(broken), "not a stream")
+            real_desk.publish(claims[1], "a", 0, [1])
+            assert (await waiting[1]).token_ids == (1,)
+            real_desk.publish(claims[1], "a", 1, [2])
+            assert (await anext(streams[1])).token_ids == (2,)
+            waiting[0].cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(follow(), 60))
+
+
+def test_who_may_not_wake_itself_reads_all_the_same(redis_url, real_desk):
+    """A user without rights on wake streams: blocks are short, so who joins is let in without any event of others."""
+    waiting, begun = real_desk.submit(lane="low"), real_desk.submit(lane="high")
+    rules = ["resetkeys", "~*:job:*", "~*:tokens:*", "~*:result:*", "+@all", "-@dangerous"]
+    real_desk.redis.execute_command("ACL", "SETUSER", "reader", "on", ">secret", *rules)
+    url = redis_url.replace("redis://", "redis://reader:secret@")
+
+    async def follow():
+        async with AsyncProducer(url, queue="test") as producer:
+            first = asyncio.create_task(anext(producer.stream(waiting)))
+            (followers,) = await until(lambda: list(producer._followers.values()))
+            await until(lambda: not followers._wakes and followers._blocked)
+            late = asyncio.create_task(anext(producer.stream(begun)))
+            await until(lambda: len(followers._readers) == 2)
+            real_desk.take("a")
+            async with asyncio.timeout(2.5):  # half of what a read blocks for otherwise
+                kind = (await late).kind
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            return kind
+
+    try:
+        assert asyncio.run(asyncio.wait_for(follow(), 60)) == "started"
+    finally:
+        real_desk.redis.acl_deluser("reader")
+
+
+def test_a_reply_from_further_on_than_a_reader_is_not_for_it():
+    """A reader went back to the first entry while a read from its old place was under way: that would leave a gap."""
+    reader = Followers(None, None, Keys("test")).reader("stream")
+    reader._joined = True
+    reader.put_in("7-3", [(b"7-4", {})])
+    assert (reader.place, reader._inbox) == ("0-0", [])
+    reader.put_in("0-0", [(b"7-1", {}), (b"7-3", {})])
+    reader.put_in("7-1", [(b"7-3", {}), (b"7-4", {})])
+    assert [entry for entry, _ in reader._inbox] == [b"7-1", b"7-3", b"7-4"]
