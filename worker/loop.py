@@ -64,7 +64,6 @@ class Worker:
         self._due = dict.fromkeys(("flush", "renew", "reclaim", "heartbeat", "house", "health"), 0.0)
         self._pull_now = True
         self._engine_heard = time.monotonic()
-        self._longest_step_s: float | None = None  # no step has ended yet
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit code. Raises EngineUnable if the model can't be loaded."""
@@ -150,7 +149,6 @@ class Worker:
             if not self._engine.connection.poll():
                 break
             now = time.monotonic()
-            self._longest_step_s = max(self._longest_step_s or 0.0, now - self._engine_heard)
             self._engine_heard = now
             match self._engine.receive():
                 case ("step", emissions, load):
@@ -290,7 +288,9 @@ class Worker:
     def _hangs_after_s(self) -> float:
         """Silence by which the engine hangs: a lease, or more where its steps are long (a big model on a CPU)."""
         lease_s = self._settings.lease_s
-        return 10 * lease_s if self._longest_step_s is None else max(lease_s, 4 * self._longest_step_s)
+        if not self._load:  # no step has ended yet
+            return 10 * lease_s
+        return max(lease_s, 4 * self._load["longest_step_ms"] / 1000)
 
     def _give_up(self, error: str) -> None:
         """The engine failed with these jobs in it: which of them it was, the queue finds out."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +47,9 @@ def test_a_step_says_what_it_gave_and_how_full_it_was(engine_of: EngineOf):
     assert {(e.id, e.reason) for e in second.emissions} == {(7, FinishReason.LENGTH), (8, FinishReason.LENGTH)}
     assert (second.rows, second.tokens) == (2, 1 + 13)
     assert (third.emissions, third.rows, third.tokens) == ([], 0, 0)
-    assert engine.load() == {
+    load = engine.load()
+    assert load.pop("longest_step_ms") >= 0
+    assert load == {
         "running": 0,
         "waiting": 0,
         "free_pages": engine.describe()["num_pages"],
@@ -58,6 +62,21 @@ def test_a_step_says_what_it_gave_and_how_full_it_was(engine_of: EngineOf):
         "cached_tokens": 0,
         "recomputed_tokens": 0,
     }
+
+
+def test_a_process_that_stands_still_is_at_no_step(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch):
+    """The longest step, by which a hang is told, does not grow while this process is stopped in the midst of one."""
+    engine = engine_of()
+    forward = engine._decoder.forward
+
+    def slow(*given: Any) -> Any:
+        Event().wait(1.0)  # as if stopped by a signal
+        return forward(*given)
+
+    monkeypatch.setattr(engine._decoder, "forward", slow)
+    engine.generate(PROMPTS[:1], SequenceParams(1))
+    assert engine.stats.busy_seconds >= 1.0
+    assert engine.load()["longest_step_ms"] < 1000
 
 
 def test_the_lower_priority_number_runs_first(engine_of: EngineOf):

@@ -77,6 +77,7 @@ class EngineStats(SchedulerCounts):
     computed_tokens: int = 0
     generated_tokens: int = 0
     busy_seconds: float = field(default=0.0)
+    longest_step_s: float = 0.0  # while this process computed: one that is stopped or waits is at no step
 
 
 class Engine:
@@ -174,7 +175,7 @@ class Engine:
         """Run one step over the batch; without work it does nothing. Emissions come in no particular order."""
         if not self.has_work:
             return StepOutput([], 0, 0, 0)
-        began = time.perf_counter()
+        began, computed_s = time.perf_counter(), time.process_time()
         plan = self._scheduler.plan()
         for sequence in plan.admitted:
             self._rows.admit(sequence)
@@ -183,7 +184,7 @@ class Engine:
         logits = self._decoder.forward(batch, self._kv)
         self._scheduler.advance(plan)
         emissions = self._sample(logits, caught_up) if caught_up else []
-        self._count(plan.tokens, len(emissions), began)
+        self._count(plan.tokens, len(emissions), began, computed_s)
         self._scheduler.budget.took(sum(plan.tokens.values()), plan.num_decode, time.perf_counter() - began)
         return StepOutput(emissions, len(plan.tokens), sum(plan.tokens.values()), len(plan.preempted))
 
@@ -245,6 +246,7 @@ class Engine:
             "admitted_tokens": self.stats.admitted_tokens,
             "cached_tokens": self.stats.cached_tokens,
             "recomputed_tokens": self.stats.recomputed_tokens,
+            "longest_step_ms": round(self.stats.longest_step_s * 1000),
         }
 
     def forget_prefixes(self) -> None:
@@ -281,13 +283,15 @@ class Engine:
             self.cancel(sequence.id)
         return Emission(sequence.id, [token], reason, None, sequence.cached or 0)
 
-    def _count(self, tokens: dict[Sequence, int], generated: int, began: float) -> None:
+    def _count(self, tokens: dict[Sequence, int], generated: int, began: float, computed_s: float) -> None:
         stats = self.stats
         stats.steps += 1
         stats.row_steps += len(tokens)
         stats.computed_tokens += sum(tokens.values())
         stats.generated_tokens += generated
-        stats.busy_seconds += time.perf_counter() - began
+        took = time.perf_counter() - began
+        stats.busy_seconds += took
+        stats.longest_step_s = max(stats.longest_step_s, min(took, time.process_time() - computed_s))
 
 
 def _end(sequence: Sequence, token: int) -> FinishReason | None:
