@@ -312,6 +312,8 @@ class Worker:
     def _shutdown(self) -> None:
         """Give back what is left, so that no one waits for a lease, and let the engine go."""
         signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # one that comes while Python ends would make our exit code its own
         self._doorbell.close()
         held = [*self._inbox.held, *self._outbox.held]
         if held:

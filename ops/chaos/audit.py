@@ -99,6 +99,8 @@ class Ask:
     """A cancel met it alive."""
     cancel_asked: bool = False
     has_deadline: bool = False
+    twice: bool = False
+    """It is submitted a second time, which makes a loss good."""
 
 
 @dataclass
@@ -171,16 +173,21 @@ def _judge_job(job_id: str, ask: Ask, evidence: Evidence, verdict: Verdict) -> I
     verdict.reasons[stream.ended.reason] = verdict.reasons.get(stream.ended.reason, 0) + 1
     yield from _judge_answer(job_id, ask, stream, evidence.answers[job_id], evidence.cuts)
     yield from _judge_result(job_id, there, stream)
-    yield from _judge_reader(job_id, seen, stream, evidence.cuts, verdict)
+    yield from _judge_reader(job_id, ask, seen, stream, evidence.cuts, verdict)
 
 
 def _judge_lost(job_id: str, ask: Ask, seen: Seen, cuts: Sequence[Cut], verdict: Verdict) -> Iterable[Finding]:
-    if not any(cut.since <= ask.accepted_at <= cut.at for cut in cuts):
+    if not _is_within(ask.accepted_at, cuts):
         yield Finding("lost", job_id, f"accepted at {ask.accepted_at:.3f}, and Redis does not know it")
     elif seen.lost is None and seen.ended is None:
         yield Finding("unshown", job_id, "lost with the latest second, and its reader was not told")
     else:
         verdict.lost_and_shown += 1
+
+
+def _is_within(at: float | None, cuts: Sequence[Cut]) -> bool:
+    """Whether a death of Redis may have taken back what happened then."""
+    return at is not None and any(cut.since <= at <= cut.at for cut in cuts)
 
 
 @dataclass
@@ -266,10 +273,13 @@ def _judge_result(job_id: str, there: InRedis, stream: Replayed) -> Iterable[Fin
 
 
 def _judge_reader(
-    job_id: str, seen: Seen, stream: Replayed, cuts: Sequence[Cut], verdict: Verdict
+    job_id: str, ask: Ask, seen: Seen, stream: Replayed, cuts: Sequence[Cut], verdict: Verdict
 ) -> Iterable[Finding]:
     if seen.broken is not None:
         yield Finding("reader", job_id, seen.broken)
+    if seen.lost is not None and ask.twice and _is_within(ask.accepted_at, cuts):
+        verdict.lost_and_shown += 1
+        return
     if seen.ended is None:
         told = f", and was told {seen.lost}" if seen.lost else ""
         yield Finding("reader", job_id, f"saw no end, at {len(seen.token_ids)} tokens{told}")
@@ -278,7 +288,7 @@ def _judge_reader(
     assert stream.ended is not None
     if same and seen.ended.reason == stream.ended.reason:
         return
-    if any(cut.since <= (seen.ended_at or 0) <= cut.at for cut in cuts):
+    if _is_within(seen.ended_at, cuts):
         verdict.ends_taken_back += 1
         return
     yield Finding(

@@ -127,7 +127,7 @@ class Clients:
                 self.too_late.add(job.id)
                 return False
             else:
-                self.asked[job.id] = Ask(time.time(), has_deadline=one.deadline_s is not None)
+                self.asked[job.id] = Ask(time.time(), has_deadline=one.deadline_s is not None, twice=one.twice)
                 return True
 
     async def _submit_again(self, producer: AsyncProducer, job: Job) -> None:

@@ -107,12 +107,16 @@ class Monkey:
         self.rng.shuffle(self._first)
 
     @property
-    def has_tried_all(self) -> bool:
-        """Whether each kind of mischief was done at least once."""
-        return not self._first
+    def untried(self) -> list[str]:
+        """Kinds of mischief that were not possible so far, or not yet due."""
+        return list(self._first)
 
-    def step(self) -> bool:
-        """Do the next thing: each kind once, in a random order, then whatever is drawn. Whether it could be done."""
+    def step(self, jobs: int) -> bool:
+        """Have so many jobs submitted and do the next thing while they run; whether it could be done.
+
+        Each kind once, in a random order, then whatever is drawn.
+        """
+        self._busy(jobs)
         if not self._first:
             weights = [weight for weight, _ in self._kinds.values()]
             return self._do(self.rng.choices(list(self._kinds), weights)[0])
@@ -129,7 +133,7 @@ class Monkey:
     def outage(self) -> None:
         """Take Redis away for longer than a lease, with nothing else going on before or after."""
         self._calm()
-        self._busy()
+        self._busy(self.world.room // 2)
         began = time.time()
         self._note("outage", f"{self.world.outage_s:g} s")
         self.world.server.kill9()
@@ -182,7 +186,9 @@ class Monkey:
         """Wait until all is well, and has been for a lease."""
         deadline = time.monotonic() + _HEALTHY_WITHIN_S
         while not self._is_calm and time.monotonic() < deadline:
-            self.wait(0.1)
+            if not self.world.outstanding():
+                self.world.feed(1)  # an engine that hangs shows only where there is work for it
+            self.wait(1.0)
         self.wait(1.5 * self.world.lease_s)
 
     @property
@@ -190,10 +196,14 @@ class Monkey:
         some = self.world.room // 2
         return not self._later and self.world.fleet.all_ready and self.world.outstanding() <= some
 
-    def _busy(self) -> None:
-        """Give every worker something to do, and others room for it."""
-        self.world.feed(self.world.room // 2)
-        self.wait(0.4)
+    def _busy(self, jobs: int) -> None:
+        """Have so many jobs submitted, and wait a little until workers are at them."""
+        self.world.feed(jobs)
+        for _ in range(20):
+            running = self._jobs()
+            if sum(len(running.get(worker.consumer or "", ())) for worker in self.world.fleet.ready) >= jobs / 3:
+                return
+            self.wait(0.05)
 
     def _end_later(self, seconds: float, end: Callable[[], None]) -> None:
         self._later.append((time.monotonic() + seconds, end))
@@ -201,9 +211,14 @@ class Monkey:
     # Workers
 
     def _victim(self) -> Worker | None:
-        """A worker to take away: one that is ready, while another is and stays so."""
+        """A worker to take away, mostly the one with most jobs: one that is ready, while another is and stays so."""
         ready = self.world.fleet.ready
-        return self.rng.choice(ready) if len(ready) > 1 else None
+        if len(ready) < 2:
+            return None
+        jobs = self._jobs()
+        if self.rng.random() < 0.7:
+            return max(ready, key=lambda worker: len(jobs.get(worker.consumer or "", ())))
+        return self.rng.choice(ready)
 
     def _kill_worker(self) -> str | None:
         victim = self._victim()
@@ -214,28 +229,35 @@ class Monkey:
         self._calm()
         if not self._is_calm or (victim := self._victim()) is None:
             return None
-        self._busy()
+        self._busy(self.world.room // 2)
         what = self._kill(victim, watched=True)
         self.wait(2.0 * self.world.lease_s)
         return what
 
     def _kill(self, victim: Worker, *, watched: bool) -> str:
         assert victim.consumer is not None
-        jobs = tuple(self._jobs_of(victim.consumer))
+        jobs = tuple(self._jobs().get(victim.consumer, ()))
         at = time.time()
         victim.end(signal.SIGKILL, -signal.SIGKILL)
         self.kills.append(Kill(at, victim.consumer, jobs, watched))
         return f"{victim.log.name}, with {len(jobs)} jobs"
 
-    def _jobs_of(self, consumer: str) -> list[str]:
+    def _jobs(self) -> dict[str, list[str]]:
+        """The jobs that each worker has, by its consumer's name; nothing where Redis does not answer."""
         with self._admin() as admin:
             try:
                 live: Any = admin.zrange(self._keys.deadlines, 0, -1)
-                owners = [admin.hget(self._keys.job(job.decode()), "owner") for job in live]
+                with admin.pipeline(transaction=False) as pipeline:
+                    for job in live:
+                        pipeline.hget(self._keys.job(job.decode()), "owner")
+                    owners = pipeline.execute()
             except sync_redis.RedisError:
-                return []
-        ours = f" {consumer}".encode()
-        return [job.decode() for job, owner in zip(live, owners, strict=True) if owner and owner.endswith(ours)]
+                return {}
+        jobs: dict[str, list[str]] = {}
+        for job, owner in zip(live, owners, strict=True):
+            if owner:
+                jobs.setdefault(owner.decode().partition(" ")[2], []).append(job.decode())
+        return jobs
 
     def _pause_worker(self) -> str | None:
         """SIGSTOP for two leases: its own process, or its engine's with it."""
@@ -265,7 +287,7 @@ class Monkey:
     def _hang_engine(self) -> str | None:
         """A step that never ends, while the worker's own process lives."""
         victim = self._victim()
-        if victim is None or victim.engine is None:
+        if victim is None or victim.engine is None or not self._jobs().get(victim.consumer or ""):
             return None
         victim.doomed = True
         victim.fate.add(ENGINE_LOST)

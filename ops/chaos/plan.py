@@ -57,8 +57,8 @@ def _draw(rng: Random, seed: int, number: int, producers: int) -> Planned:
     return Planned(
         job,
         producer=number % producers,
-        cancel_s=rng.uniform(0.05, 3.0) if fate < 0.06 else None,
-        deadline_s=rng.uniform(0.5, 8.0) if 0.06 < fate < 0.10 else None,
+        cancel_s=rng.uniform(0.0, 1.0) if fate < 0.06 else None,
+        deadline_s=rng.uniform(0.3, 4.0) if 0.06 < fate < 0.10 else None,
         not_before_s=rng.uniform(0.5, 3.0) if 0.10 < fate < 0.14 else None,
         twice=twice,
         leaves=_leaves(rng),
@@ -76,18 +76,18 @@ def _content(rng: Random) -> dict[str, Any]:
         example = sample_any(rng, Split.HELDOUT)
     sampling: dict[str, Any] = {"temperature": 0.0, "max_tokens": LONGEST}
     way = rng.random()
-    if way < 0.25:
+    if way < 0.40:
         sampling = {
             "temperature": rng.choice((0.7, 1.0, 1.3)),
             "seed": rng.getrandbits(63),
-            "max_tokens": rng.choice((2, rng.randint(2, 40), rng.randint(40, 200))),
-            "ignore_eos": rng.random() < 0.3,
+            "max_tokens": rng.choice((2, rng.randint(3, 100), LONGEST, LONGEST)),
+            "ignore_eos": rng.random() < 0.7,
             **rng.choice(({}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.05})),
         }
-    elif way < 0.35:
+    elif way < 0.50:
         sampling["stop"] = (rng.choice((" 7", "er", "9 ", "two", ", ")),)
-    elif way < 0.40:
-        sampling["max_tokens"] = rng.randint(2, 20)
+    elif way < 0.60:
+        sampling |= {"max_tokens": LONGEST, "ignore_eos": True}
     if rng.random() < 0.5:
         return {"messages": ({"role": "user", "content": example.prompt},), "sampling": sampling}
     return {"prompt": example.prompt + "\n", "sampling": sampling}

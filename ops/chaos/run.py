@@ -58,6 +58,10 @@ class Report:
     mischief: dict[str, int]
     exits: dict[int, int]
     accepted: int
+    refused: set[str]
+    """Jobs whose deadline had passed when Redis could hear of them."""
+    untried: list[str]
+    """Kinds of mischief that could not be done."""
     seconds: float
     recoveries: list[Recovery] = field(default_factory=list)
 
@@ -130,22 +134,21 @@ def _reference(options: Options, output: IO[str]) -> Program:
 
 
 def _mischief(monkey: Monkey, clients: Clients, options: Options, say: Callable[[str], None]) -> None:
-    """Some jobs, a moment, some mischief, until all of both is done; in the middle Redis is away for long."""
+    """A moment, some jobs, some mischief, until all of both is done; in the middle Redis is away for long."""
     began, told = time.monotonic(), 0.0
-    done = 0
-    while done < options.mischief or not monkey.has_tried_all:
+    done = tries = 0
+    while (done < options.mischief or monkey.untried) and tries < 3 * options.mischief:
         now = time.monotonic() - began
         if now > told + 10:
             told = now
             say(f"{now:4.0f} s: {clients.submitted} jobs submitted, {clients.outstanding} on their way")
-        left = options.jobs - clients.submitted
-        clients.feed(round(left / max(1, options.mischief - done) * monkey.rng.choice((0, 1, 1, 2))))
         monkey.pause()
-        done += monkey.step()
-        if done == options.mischief // 2:
+        share = (options.jobs - clients.submitted) / max(8, options.mischief - done)
+        done += monkey.step(round(share * monkey.rng.choice((0.4, 0.8, 0.8, 2))))
+        tries += 1
+        if done >= options.mischief // 2 and not monkey.outages:
             say(f"{now:4.0f} s: Redis is away for {options.outage_s:g} s")
             monkey.outage()
-            done += 1
     clients.feed(options.jobs)
 
 
@@ -192,6 +195,8 @@ def _audited(
         monkey.counts,
         fleet.exits,
         accepted=len(clients.asked),
+        refused=clients.too_late,
+        untried=monkey.untried,
         seconds=seconds,
         recoveries=recoveries(monkey.kills, found, clients.seen),
     )

@@ -54,3 +54,16 @@ def test_a_grace_that_is_over_is_like_being_told_twice(fleet, wait_until):
     fleet.of(1)
     assert reader.to_the_end() == expected
     assert fleet.producer.status(reader.job).deliveries == 1
+
+
+def test_told_again_while_it_ends_it_ends_well_all_the_same(fleet, wait_until):
+    """A signal that comes when all is handed over, while Python winds up, leaves the exit code what it is."""
+    fleet.of(0)
+    (worker,) = fleet.of(1)
+
+    def is_gone():
+        worker.signal(signal.SIGTERM)
+        return not worker.is_running
+
+    wait_until(is_gone, 60, "it has ended")
+    assert worker.exit_code() == 0
