@@ -49,7 +49,7 @@ def recovery(report: Report) -> dict[str, Any]:
 
 
 def in_time(report: Report) -> bool:
-    """Whether each job of a worker whose death was watched had a new owner within the bound, and a busy machine's turn."""
+    """Whether the jobs of all watched kills had a new owner within the bound, and a busy machine's turn."""
     most: float | None = recovery(report)["watched_owner_s"]["max"]
     return most is None or most <= recovery(report)["bound_s"] + _TURN_S
 
