@@ -84,6 +84,7 @@ class Monkey:
 
     def __post_init__(self) -> None:
         self._later: list[tuple[float, Callable[[], None]]] = []
+        self._quiet_s = 0.0
         self._keys = Keys()
         self._file = AppendOnlyFile(self.world.server)
         self._kinds: dict[str, tuple[float, Callable[[], str | None]]] = {
@@ -127,8 +128,9 @@ class Monkey:
         return done
 
     def pause(self) -> None:
-        """Wait for a second or so."""
-        self.wait(self.rng.uniform(0.4, 1.6))
+        """Wait for a second or so, longer where what was done is to be watched."""
+        quiet_s, self._quiet_s = self._quiet_s, 0.0
+        self.wait(quiet_s or self.rng.uniform(0.4, 1.6))
 
     def outage(self) -> None:
         """Take Redis away for longer than a lease, with nothing else going on before or after."""
@@ -210,13 +212,13 @@ class Monkey:
 
     # Workers
 
-    def _victim(self) -> Worker | None:
+    def _victim(self, busiest: float = 0.7) -> Worker | None:
         """A worker to take away, mostly the one with most jobs: one that is ready, while another is and stays so."""
         ready = self.world.fleet.ready
         if len(ready) < 2:
             return None
         jobs = self._jobs()
-        if self.rng.random() < 0.7:
+        if self.rng.random() < busiest:
             return max(ready, key=lambda worker: len(jobs.get(worker.consumer or "", ())))
         return self.rng.choice(ready)
 
@@ -227,12 +229,11 @@ class Monkey:
     def _watched_kill(self) -> str | None:
         """Nothing else goes on from a lease before until its jobs must have a new owner, and others have room."""
         self._calm()
-        if not self._is_calm or (victim := self._victim()) is None:
-            return None
         self._busy(self.world.room // 2)
-        what = self._kill(victim, watched=True)
-        self.wait(2.0 * self.world.lease_s)
-        return what
+        if not self._is_calm or (victim := self._victim(busiest=1.0)) is None:
+            return None
+        self._quiet_s = 2.0 * self.world.lease_s
+        return self._kill(victim, watched=True)
 
     def _kill(self, victim: Worker, *, watched: bool) -> str:
         assert victim.consumer is not None
@@ -286,7 +287,7 @@ class Monkey:
 
     def _hang_engine(self) -> str | None:
         """A step that never ends, while the worker's own process lives."""
-        victim = self._victim()
+        victim = self._victim(busiest=1.0)
         if victim is None or victim.engine is None or not self._jobs().get(victim.consumer or ""):
             return None
         victim.doomed = True

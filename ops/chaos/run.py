@@ -143,8 +143,10 @@ def _mischief(monkey: Monkey, clients: Clients, options: Options, say: Callable[
             told = now
             say(f"{now:4.0f} s: {clients.submitted} jobs submitted, {clients.outstanding} on their way")
         monkey.pause()
-        share = (options.jobs - clients.submitted) / max(8, options.mischief - done)
-        done += monkey.step(round(share * monkey.rng.choice((0.4, 0.8, 0.8, 2))))
+        kept = monkey.world.room if monkey.untried or not monkey.outages else 0  # what comes late meets somebody too
+        share = max(0, options.jobs - clients.submitted - kept) / max(8, options.mischief - done)
+        jobs = round(share * monkey.rng.choice((0.4, 0.8, 0.8, 2)))
+        done += monkey.step(max(jobs, 4 if monkey.untried else 0))
         tries += 1
         if done >= options.mischief // 2 and not monkey.outages:
             say(f"{now:4.0f} s: Redis is away for {options.outage_s:g} s")
