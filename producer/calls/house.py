@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from producer.calls.script import Call, script
-from producer.keys import GROUP, HANDOFF, Keys, new_job_id, tenant_of
+from producer.keys import GROUP, Keys, new_job_id, tenant_of
 
 KEEP_DEAD_S = 30 * 86_400.0
 GONE_AFTER_S = 3_600.0
@@ -56,8 +56,8 @@ def refill(keys: Keys, tenant: str) -> Call[None]:
 
 def tidy(keys: Keys, *, gone_after_s: float = GONE_AFTER_S, keep_dead_s: float = KEEP_DEAD_S) -> Call[int]:
     """Forget consumers that are gone and old dead letters; how many consumers."""
-    args = (GROUP, round(gone_after_s * 1000), HANDOFF, round(keep_dead_s * 1000))
-    return Call(script("tidy"), (*keys.lanes, keys.workers, keys.dead), args, int)
+    args = (GROUP, round(gone_after_s * 1000), round(keep_dead_s * 1000))
+    return Call(script("tidy"), (*keys.lanes, keys.dead), args, int)
 
 
 def clock(keys: Keys) -> Call[float]:

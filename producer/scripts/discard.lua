@@ -14,16 +14,14 @@ if ARGV[8] == '1' and #wrong == 0 then return 0 end
 for _, key in ipairs(wrong) do redis.call('DEL', key) end
 local job = redis.call('HMGET', JOB, 'state', 'epoch', 'payload', 'history')
 local is_live = job[1] == 'queued' or job[1] == 'running' or job[1] == 'delayed'
-if is_live or not job[1] then bury(id, ARGV[7], job[3], job[4]) end
+if is_live or (not job[1] and #wrong > 0) then bury(id, ARGV[7], job[3], job[4]) end
 if is_live then
   local newest, offset = tail(TOKENS)
   local epoch = next_epoch(job[2], newest, now_ms())
   append(TOKENS, epoch, offset, 'e', ARGV[6])
   conclude(id, tenant, 'dead', epoch, offset)
 else
-  redis.call('ZREM', DEADLINES, id)
-  redis.call('ZREM', DELAYED, id)
-  for name in pairs({high = 1, normal = 1, low = 1}) do step_out(id, tenant, name) end
+  forget(id, tenant)
 end
 redis.call('XACK', lane, group, entry)
 redis.call('XDEL', lane, entry)

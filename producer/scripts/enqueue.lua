@@ -58,13 +58,16 @@ if queued_most then
   if queued >= queued_most then return full('tenant', queued, queued_most) end
 end
 
+-- Its hash vanished, and its producer sends it again: it is a new job, but for the events it has.
+if redis.call('ZSCORE', DEADLINES, id) then forget(id, tenant) end
+redis.call('PERSIST', TOKENS)
 local later = due > now
 redis.call('HSET', JOB, 'state', later and 'delayed' or 'queued', 'lane', lane, 'entry', '', 'payload', payload,
   'digest', ARGV[5], 'epoch', '0', 'owner', '', 'deliveries', '0', 'result_ttl', ARGV[6], 'keep', ARGV[7],
   'queued_at', whole(now), 'deadline', whole(deadline))
 redis.call('ZADD', DEADLINES, whole(deadline), id)
 redis.call('HINCRBY', COUNTS, '/bytes', #payload)
-if depth == 0 then redis.call('PERSIST', COUNTS) end
+redis.call('PERSIST', COUNTS)
 if later then
   redis.call('HSET', JOB, 'due', whole(due))
   redis.call('ZADD', DELAYED, whole(due), id)

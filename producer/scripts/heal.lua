@@ -3,14 +3,12 @@
 -- keys    about the job
 -- args    group, id, tenant
 -- answer  'ok' | 'gone': no such job | 'ended' | 'healed'
--- effects gone, ended: it is counted no more. healed: a new entry on its lane, or it is among the delayed again
+-- effects gone, ended: it is counted nowhere any more. healed: a new entry on its lane, or it is among the delayed again
 local group, id, tenant = ARGV[1], ARGV[2], ARGV[3]
 local job = redis.call('HMGET', JOB, 'state', 'lane', 'entry', 'owner', 'due')
 local state, lane, entry = job[1], job[2], job[3]
 if state ~= 'queued' and state ~= 'running' and state ~= 'delayed' then
-  redis.call('ZREM', DEADLINES, id)
-  redis.call('ZREM', DELAYED, id)
-  for name in pairs(LANE) do step_out(id, tenant, name) end
+  forget(id, tenant)
   return state and 'ended' or 'gone'
 end
 if state == 'delayed' then

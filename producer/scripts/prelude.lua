@@ -153,6 +153,23 @@ local function step_out(id, tenant, lane)
   refill(tenant)
 end
 
+-- With the last live job goes what was counted of live ones, and the rest of the counts soon.
+local function when_empty()
+  if redis.call('EXISTS', DEADLINES) == 0 then
+    redis.call('HDEL', COUNTS, '/bytes')
+    redis.call('EXPIRE', COUNTS, 3600)
+  end
+end
+
+-- A job whose hash is gone, or says that it ended, is counted nowhere; nothing of it stays for ever.
+local function forget(id, tenant)
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('ZREM', DELAYED, id)
+  for lane in pairs(LANE) do step_out(id, tenant, lane) end
+  if redis.call('PTTL', TOKENS) == -1 then redis.call('PEXPIRE', TOKENS, 3600000) end
+  when_empty()
+end
+
 -- Whether a lane's entry is still to reach a worker, or is with one.
 local function alive(lane, group, entry)
   if not entry or entry == '' or not redis.call('XRANGE', lane, entry, entry)[1] then return false end
@@ -177,10 +194,7 @@ local function conclude(id, tenant, state, epoch, offset)
   redis.call('ZREM', DEADLINES, id)
   if job[4] == 'delayed' then redis.call('ZREM', DELAYED, id) end
   step_out(id, tenant, job[4] == 'queued' and job[3])
-  if redis.call('EXISTS', DEADLINES) == 0 then
-    redis.call('HDEL', COUNTS, '/bytes')
-    redis.call('EXPIRE', COUNTS, 3600)
-  end
+  when_empty()
   return ttl
 end
 

@@ -10,10 +10,7 @@
 local id, tenant = ARGV[2], ARGV[3]
 local job = redis.call('HMGET', JOB, 'state', 'lane', 'entry', 'epoch', 'nonce', 'deadline')
 local state = job[1]
-if not state then
-  redis.call('ZREM', DEADLINES, id)
-  return {'unknown', false}
-end
+if not state then return {'unknown', false} end
 local nonce, met = string.match(job[5] or '', '^(%S+) (%S+)$')
 if nonce == ARGV[6] then return {met, state} end
 if state ~= 'queued' and state ~= 'running' and state ~= 'delayed' then return {'ended', state} end

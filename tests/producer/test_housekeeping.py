@@ -1,6 +1,9 @@
 """Putting back what no worker would find, and forgetting what is gone."""
 
+import pytest
+
 from producer import calls
+from producer.protocol import Job
 
 
 def heal(desk, job_id):
@@ -62,14 +65,51 @@ def test_a_job_whose_hash_vanished_is_counted_no_more(desk):
     assert desk.claim(delivery, "a").status == "gone"
 
 
+@pytest.mark.parametrize("met_before_by", [calls.expire, calls.cancel, calls.promote])
+def test_a_job_whose_hash_vanished_gives_up_its_tenants_place(desk, met_before_by):
+    """Whoever met it before: the tenant's next has its turn, and neither events nor counts stay for ever."""
+    desk.redis.hset(desk.keys.control, "tenant_running", 1)
+    lost, following = desk.submit(), desk.submit()
+    desk.take("a")
+    desk.redis.delete(desk.keys.job(lost))
+    desk.run(met_before_by(desk.keys, lost))
+    assert lost in desk.run(calls.due(desk.keys, 10, 0)).some
+    heal(desk, lost)
+    claim = desk.take("b")
+    assert claim.delivery.job_id == following
+    desk.finish(claim, "b", 0)
+    assert 0 < desk.redis.ttl(desk.keys.tokens(lost)) <= 3600
+    assert 0 < desk.redis.ttl(desk.keys.counts) <= 3600
+    assert not desk.redis.hexists(desk.keys.counts, "/bytes")
+
+
+def test_counts_expire_where_the_last_job_vanished(desk):
+    """An emptied queue keeps nothing for ever, also where its last job had no end."""
+    lost = desk.submit()
+    desk.redis.delete(desk.keys.job(lost))
+    heal(desk, lost)
+    assert 0 < desk.redis.ttl(desk.keys.counts) <= 3600
+
+
+def test_a_job_that_is_in_its_line_twice_is_counted_once(desk):
+    """Its hash vanished, and its producer sends it again, before housekeeping has noticed."""
+    desk.redis.hset(desk.keys.control, "tenant_running", 0)
+    job = Job(prompt="x")
+    for _ in range(2):
+        desk.run(calls.enqueue(desk.keys, job))
+        desk.redis.delete(desk.keys.job(job.id))
+    assert desk.run(calls.depth(desk.keys))["normal"].waiting == 1
+
+
 def test_consumers_that_are_gone_are_forgotten_unless_they_hold_something(desk):
-    """With entries they would be lost with them; whoever beats is not gone."""
-    for name in ("idle", "busy", "alive"):
+    """With entries they would be lost with them; one that comes again is known again."""
+    for name in ("idle", "busy"):
         desk.submit()
         claim = desk.take(name)
         if name != "busy":
             desk.finish(claim, name, 0)
-    desk.run(calls.heartbeat(desk.keys, "alive", b"", 60))
     assert desk.run(calls.tidy(desk.keys, gone_after_s=-1)) == 1
     names = {known["name"] for known in desk.redis.xinfo_consumers(desk.keys.lane("normal"), "workers")}
-    assert names == {b"busy", b"alive"}
+    assert names == {b"busy"}
+    desk.submit()
+    assert desk.take("idle").status == "ok"
