@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help setup demo test lint format worker bench aot gpu-test gpu-bench-kernels chaos lock clean
+.PHONY: help setup demo test fuzz lint format worker bench aot gpu-test gpu-bench-kernels chaos lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(READY) ## a worker, a queue and thirty seconds of jobs, live in the term
 
 test: $(READY) ## every test, against a real redis-server (ARGS="tests/tour -k cancel")
 	@$(RUN) pytest --durations=10 --durations-min=3 $(ARGS)
+
+fuzz: $(READY) ## 10,000 random schedules over the queue's scripts (ARGS="--first 17 --seeds 1" to see one again)
+	@$(RUN) tests.producer.fuzz $(ARGS)
 
 lint: $(READY) ## ruff's rules, ruff's format, mypy --strict; changes nothing
 	@$(RUN) ruff check .
