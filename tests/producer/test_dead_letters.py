@@ -100,6 +100,22 @@ def test_a_failed_machine_gives_its_jobs_back(desk):
     ]
 
 
+def test_each_strike_doubles_the_pause(desk):
+    """From a second on, give or take half."""
+    job_id = desk.submit()
+    for strikes in (1, 2, 3):
+        claim = desk.take("a")
+        desk.run(calls.alone(desk.keys, job_id, claim.epoch, "a"))
+        before = desk.run(calls.clock(desk.keys))
+        assert retry(desk, claim, "a") == calls.Retried("delayed", strikes)
+        pause = desk.status(job_id).due - before
+        least = 0.5 * 2 ** (strikes - 1)
+        assert least <= pause + 0.001
+        assert pause <= 3 * least + desk.run(calls.clock(desk.keys)) - before
+        desk.redis.hset(desk.keys.job(job_id), "due", 1)
+        assert desk.run(calls.promote(desk.keys, job_id)) == "ok"
+
+
 def test_a_job_whose_lane_was_deleted_can_be_given_up(desk):
     """There is no entry to hand over: it waits for housekeeping to put it back, and nothing fails."""
     desk.submit()

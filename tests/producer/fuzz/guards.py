@@ -30,6 +30,11 @@ OWNERS = {
         "if pending_at(lane, group, entry) == consumer then redis.call('XCLAIM', lane, group, ARGV[11]",
         "if true then redis.call('XCLAIM', lane, group, ARGV[11]",
     ),
+    "a claim looks at no epoch": ("math.max(tonumber(old) or 0, newest, now - 1)", "math.max(newest, now - 1)"),
+    "a claim looks at no event": (
+        "math.max(tonumber(old) or 0, newest, now - 1)",
+        "math.max(tonumber(old) or 0, now - 1)",
+    ),
     "a claim may keep the epoch": ("epoch = whole(next_epoch(epoch, newest, now))", "epoch = whole(now)"),
     "a hand-back keeps the owner": (
         ", 'epoch', whole(tonumber(epoch) + 1), 'owner', '')\n      redis",

@@ -9,8 +9,6 @@ from tests.producer.fuzz.audit import check_end_of
 from tests.producer.fuzz.taking import expire_now
 from tests.producer.fuzz.world import READY, RUNNING, TENANTS, World
 
-FAR_MS = 2**43
-
 
 def grow_late(world: World, _: str) -> None:
     """A deadline passes: someone sees to it now, or later, or whoever claims the job, unless it ends before."""

@@ -23,7 +23,7 @@ _server: list[redis.Redis] = []  # of this process, once it has begun
 @contextmanager
 def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
     """A pool in whose processes `first_failure` and `first_notice` may run."""
-    count = count or os.cpu_count() or 1
+    count = count or len(os.sched_getaffinity(0))
     spawning = multiprocessing.get_context("spawn")  # a fork takes threads along, stopped where they are
     with ExitStack() as servers:
         urls: SimpleQueue[str] = spawning.SimpleQueue()

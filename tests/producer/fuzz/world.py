@@ -25,7 +25,7 @@ from tests.producer.fuzz.truth import JobTruth, Truth, right
 
 WORKERS = ("A", "B", "C")
 TENANTS = ("default", "anna", "bert")
-EVENTS, WAITING, READY, RUNNING = 1, 6, 7, 8  # places in Keys.about
+WAITING, READY, RUNNING = 6, 7, 8  # places in Keys.about
 Breaking = Callable[[Script], Script]
 
 
