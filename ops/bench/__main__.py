@@ -1,4 +1,4 @@
-"""`make bench`, `python -m ops.bench [engine|overhead|startup|loop]`: what the worker costs, measured.
+"""`make bench`, `python -m ops.bench [engine|online|sweep|...]`: what the worker costs, measured.
 
 Each bench is one file of this folder with a `main(arguments)`; a new one is a file and a line in BENCHES. `--help`
 after a bench's name lists its flags. Kept beside them: LOG.md, what was tried and what came of it.
@@ -7,21 +7,25 @@ models.py               the random model that is measured on
 workload.py             the requests
 systems.py              ways of answering them with this engine; what a run brings
 transformers_static.py  the same with transformers
-figures.py              a run in numbers
+figures.py latencies.py  a run in numbers; what a reader feels of it
 loop_worker.py          the worker that `loop` measures, in its three ways
 machine.py              the machine, the versions, and what else keeps it busy
 kernel_cases.py device.py  what `kernels` times, with its bytes and operations; a GPU's ceilings
-report.py               flags, tables, JSON
+report.py charts.py     flags, tables, JSON; pictures
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
+from worker.engine_link import THREAD_ENV
+
 BENCHES = {
     "engine": "this engine beside transformers and beside itself in static batches (the default)",
+    "online": "Poisson arrivals: first token, gaps and whole jobs by length",
     "startup": "seconds from the start of a process to its first token, and its memory",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
@@ -47,4 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for variable, value in THREAD_ENV.items():  # threads wait for each other as a worker's do; read as torch is loaded
+        os.environ.setdefault(variable, value)
     sys.exit(main())

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass
-from typing import Protocol
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from ops.bench.machine import Others
 from ops.bench.workload import Request
@@ -17,6 +19,14 @@ from worker.engine import Engine, SequenceParams
 
 class Wrong(Exception):
     """A system did not answer as it must: what came, against what was expected. Its time would mean nothing."""
+
+
+class Step(NamedTuple):
+    """A step of the engine: seconds it took, rows that took part, tokens it computed."""
+
+    seconds: float
+    rows: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Run:
     wall_s: float
     mean_rows: float  # rows that still had something to do, averaged over the steps
     others_cores: float  # CPU time of other processes meanwhile
+    steps: list[Step] = field(default_factory=list)  # where the system tells them
 
 
 class System(Protocol):
@@ -50,28 +61,48 @@ class OnEngine:
         self._engine, self._batch = engine, batch
         self.name = "slipstream" if batch is None else f"slipstream static {batch}"
 
-    def run(self, requests: list[Request]) -> Run:
-        """Raises Wrong if the engine fails one."""
+    def run(self, requests: list[Request], arrivals: Sequence[float] | None = None) -> Run:
+        """arrivals: when each request comes, in seconds, ascending; all at 0 by default.
+
+        Raises Wrong if the engine fails one.
+        """
         engine, stats = self._engine, self._engine.stats
-        params = [SequenceParams(max_tokens=r.max_tokens, stop_ids=r.stop_ids) for r in requests]
         token_ids: list[list[int]] = [[] for _ in requests]
         times: list[list[float]] = [[] for _ in requests]
-        steps, row_steps = stats.steps, stats.row_steps
+        steps: list[Step] = []
+        num_steps, row_steps = stats.steps, stats.row_steps
+        upcoming = deque(zip(arrivals or [0.0] * len(requests), range(len(requests)), strict=True))
         engine.forget_prefixes()  # of the same requests, a run before
         gc.collect()
         others, began = Others(), time.perf_counter()
-        size = self._batch or len(requests)
-        for first in range(0, len(requests), size):
-            for index, request in enumerate(requests[first : first + size], first):
-                engine.add(index, request.prompt, params[index])
-            while engine.has_work:
-                emissions = engine.step().emissions
-                now = time.perf_counter() - began
-                for emission in emissions:
-                    if emission.error is not None:
-                        raise Wrong(f"{self.name}: request {emission.id} failed: {emission.error}")
-                    token_ids[emission.id] += emission.token_ids
-                    times[emission.id] += [now] * len(emission.token_ids)
+        now = 0.0
+        while upcoming or engine.has_work:
+            self._let_in(requests, upcoming, time.perf_counter() - began)
+            if not engine.has_work:
+                time.sleep(max(0.0, upcoming[0][0] - (time.perf_counter() - began)))
+                continue
+            before = time.perf_counter() - began
+            output = engine.step()
+            now = time.perf_counter() - began
+            steps.append(Step(now - before, output.rows, output.tokens))
+            for emission in output.emissions:
+                if emission.error is not None:
+                    raise Wrong(f"{self.name}: request {emission.id} failed: {emission.error}")
+                token_ids[emission.id] += emission.token_ids
+                times[emission.id] += [now] * len(emission.token_ids)
+                if len(token_ids[emission.id]) == requests[emission.id].ends_after:
+                    engine.cancel(emission.id)
         wall_s = time.perf_counter() - began
-        mean_rows = (stats.row_steps - row_steps) / (stats.steps - steps)
-        return Run(token_ids, times, wall_s, mean_rows, others.cores())
+        mean_rows = (stats.row_steps - row_steps) / (stats.steps - num_steps)
+        return Run(token_ids, times, wall_s, mean_rows, others.cores(), steps)
+
+    def _let_in(self, requests: list[Request], upcoming: deque[tuple[float, int]], now: float) -> None:
+        """Queue what has come by `now`; where batches are static, one batch of it, once the last one has ended."""
+        if self._batch is not None and self._engine.has_work:
+            return
+        room = self._batch or len(upcoming)
+        while upcoming and room and upcoming[0][0] <= now:
+            _, index = upcoming.popleft()
+            request, room = requests[index], room - 1
+            params = SequenceParams(max_tokens=request.max_tokens, stop_ids=request.stop_ids)
+            self._engine.add(index, request.prompt, params)

@@ -19,12 +19,16 @@ _FIRST_PLAIN_ID = 300  # below are special tokens and single bytes
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt; its output ends at one of `stop_ids` or after max_tokens. `answer`: the right text, if there is."""
+    """One prompt; its output ends at one of `stop_ids` or after max_tokens. `answer`: the right text, if there is.
+
+    ends_after: so many output tokens are enough, as where a stop string is found; the engine does not know before.
+    """
 
     prompt: list[int]
     max_tokens: int
     stop_ids: frozenset[int] = frozenset()
     answer: str | None = None
+    ends_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,47 @@ def mixed_lengths(count: int = 64, *, seed: int = 1, vocab: int = VOCAB) -> list
     return requests
 
 
+def uniform_lengths(count: int, most: int = 256, *, seed: int = 1) -> list[Request]:
+    """Outputs of 8 to `most` tokens, each length as likely as any other; prompts of 16 to 128."""
+    rng = Random(seed)
+    return [Request(_prompt(rng, rng.randint(16, 128)), rng.randint(8, most)) for _ in range(count)]
+
+
+def equal_lengths(count: int, output: int = 128, *, seed: int = 1) -> list[Request]:
+    """Outputs of one length, after prompts of one length: what static batches are made for."""
+    rng = Random(seed)
+    return [Request(_prompt(rng, 64), output) for _ in range(count)]
+
+
+def heavy_tailed(count: int, most: int = 1024, *, seed: int = 1) -> list[Request]:
+    """Outputs of 8 tokens to `most` whose tail is Pareto's with exponent 0.9; prompts of 16 to 128 tokens."""
+    rng = Random(seed)
+    return [
+        Request(_prompt(rng, rng.randint(16, 128)), _clamp(8 * rng.paretovariate(0.9), 8, most)) for _ in range(count)
+    ]
+
+
+def shared_prefixes(count: int, prefixes: int, shared: int = 512, *, seed: int = 1) -> list[Request]:
+    """Every prompt begins with one of a few prefixes of `shared` tokens, as with a system prompt, taking turns.
+
+    16 to 128 tokens of its own follow; outputs are of 8 to 128.
+    """
+    rng = Random(seed)
+    common = [_prompt(rng, shared) for _ in range(prefixes)]
+    return [
+        Request(common[at % prefixes] + _prompt(rng, rng.randint(16, 128)), rng.randint(8, 128)) for at in range(count)
+    ]
+
+
+def poisson(count: int, rate: float, *, seed: int = 1) -> list[float]:
+    """When `count` requests come, in seconds, ascending: `rate` a second on average, each independent of the others."""
+    rng, at, arrivals = Random(seed), 0.0, list[float]()
+    for _ in range(count):
+        at += rng.expovariate(rate)
+        arrivals.append(at)
+    return arrivals
+
+
 def demo_jobs(model: Path, count: int = 192, *, seed: int = 1, longest_answer: int | None = None) -> list[Request]:
     """Jobs as `make demo` draws them, each kind of task and answers from 2 to some 300 tokens; half come as chats.
 
@@ -88,6 +133,10 @@ def demo_jobs(model: Path, count: int = 192, *, seed: int = 1, longest_answer: i
             prompt = prompt_ids(tokenizer, drawn.example.prompt, chat=drawn.job.messages is not None)
             requests.append(Request(prompt, limit, frozenset({tokenizer.eos_token_id}), answer))
     return requests
+
+
+def _prompt(rng: Random, length: int) -> list[int]:
+    return [rng.randrange(_FIRST_PLAIN_ID, VOCAB) for _ in range(length)]
 
 
 def _clamp(value: float, least: int, most: int) -> int:
