@@ -28,6 +28,8 @@ BENCHES = {
     "online": "Poisson arrivals: first token, gaps and whole jobs by length",
     "static": "continuous batching against static batches, by how the outputs' lengths are spread",
     "pool": "a page pool of half of what is needed: head-room against reserving, and against admitting what fits",
+    "long_prompts": "the worst gap of jobs that decode while long prompts keep coming",
+    "prefix": "the prefix cache where prompts begin alike, and what it costs where none does",
     "startup": "seconds from the start of a process to its first token, and its memory",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",

@@ -66,7 +66,7 @@ def _bench(given: argparse.Namespace) -> int:
     if busiest > BUSY_CORES:
         print(f"WARNING: in one of the runs other processes took {busiest} cores: these figures say little")
     title = f"Poisson arrivals at {100 * given.share:g} % of the offline capacity, {machine.cpu}, {machine.cores} cores"
-    print(f"picture: {draw(path.with_suffix('.png'), title, _panels(felt), columns=3)}")
+    print(f"picture: {draw(path.with_suffix('.png'), title, _panels(felt))}")
     print(f"JSON: {path}")
     return 0
 

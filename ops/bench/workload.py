@@ -104,6 +104,12 @@ def shared_prefixes(count: int, prefixes: int, shared: int = 512, *, seed: int =
     ]
 
 
+def prompts_of(count: int, length: int, *, seed: int = 1) -> list[list[int]]:
+    """Random prompts of one length, none like another."""
+    rng = Random(seed)
+    return [_prompt(rng, length) for _ in range(count)]
+
+
 def poisson(count: int, rate: float, *, seed: int = 1) -> list[float]:
     """When `count` requests come, in seconds, ascending: `rate` a second on average, each independent of the others."""
     rng, at, arrivals = Random(seed), 0.0, list[float]()
