@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,8 +36,8 @@ SPREADS: dict[str, Callable[[int], list[Request]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = report.parser("static", __doc__, runs=2)
-    parser.add_argument("--requests", type=int, default=128, help="of each spread of lengths (%(default)s)")
+    parser = report.parser("static", __doc__, runs=3)
+    parser.add_argument("--requests", type=int, default=192, help="of each spread of lengths (%(default)s)")
     parser.set_defaults(rows=16)
     given = parser.parse_args(arguments)
     if given.requests < 1:
@@ -61,7 +62,7 @@ def _bench(given: argparse.Namespace) -> int:
         f"{model.name}, {given.threads} threads, bfloat16, backend {engine.backend}, {given.rows} rows, "
         f"{given.requests} requests at once; medians of {given.runs}\n"
     )
-    OnEngine(engine).run(SPREADS["equal"](given.rows))
+    OnEngine(engine).run(SPREADS["equal"](4 if given.quick else 4 * given.rows))  # to warm up
     spreads = []
     for name, draw_requests in SPREADS.items():
         requests = draw_requests(given.requests)
@@ -74,7 +75,7 @@ def _bench(given: argparse.Namespace) -> int:
     busiest = max(one["others_cores"] for spread in spreads for one in spread["systems"].values())
     if busiest > BUSY_CORES:
         print(f"WARNING: in one of the runs other processes took {busiest} cores: these figures say little")
-    print(f"picture: {draw(path.with_suffix('.png'), _title(machine, given), _panels(spreads), columns=4)}")
+    print(f"picture: {draw(path.with_suffix('.png'), _title(machine, given), _panels(spreads), columns=2)}")
     print(f"JSON: {path}")
     return 0
 
@@ -83,9 +84,11 @@ def _measure(workload: Workload, engine: Engine, given: argparse.Namespace) -> d
     """Both ways of running a spread, taking turns. Raises Wrong where one made other tokens than the other."""
     systems = {"continuous": OnEngine(engine), "static": OnEngine(engine, given.rows)}
     runs: dict[str, list[Run]] = {name: [] for name in systems}
+    turns = deque(systems.items())
     for _ in range(given.runs):
-        for name, system in systems.items():
+        for name, system in turns:
             runs[name].append(system.run(workload.requests))
+        turns.rotate(1)
     same_tokens(workload, runs)
     found = {name: Figures.median([Figures.of(run) for run in several]) for name, several in runs.items()}
     whole = {name: [times[-1] for run in several for times in run.times] for name, several in runs.items()}

@@ -84,7 +84,7 @@ def equal_lengths(count: int, output: int = 128, *, seed: int = 1) -> list[Reque
     return [Request(_prompt(rng, 64), output) for _ in range(count)]
 
 
-def heavy_tailed(count: int, most: int = 1024, *, seed: int = 1) -> list[Request]:
+def heavy_tailed(count: int, most: int = 512, *, seed: int = 1) -> list[Request]:
     """Outputs of 8 tokens to `most` whose tail is Pareto's with exponent 0.9; prompts of 16 to 128 tokens."""
     rng = Random(seed)
     return [
