@@ -44,7 +44,7 @@ def draw(path: Path, title: str, panels: Sequence[Panel], *, columns: int = 2) -
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with rc_context({"font.size": 9, "font.family": "DejaVu Sans", "text.color": _INK, "axes.edgecolor": _FAINT}):
-        figure = Figure(figsize=(5.4 * columns, 3.9 * rows + 0.4), dpi=110)
+        figure = Figure(figsize=(max(8.0, 5.4 * columns), 3.9 * rows + 0.4), dpi=110)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()

@@ -100,8 +100,11 @@ def _bench(given: argparse.Namespace) -> int:
 
 
 def _requests(given: argparse.Namespace) -> list[Request]:
-    most = 16 if given.quick else MAX_TOKENS
-    return [Request(r.prompt, MAX_TOKENS, ends_after=min(most, r.max_tokens)) for r in mixed_lengths(given.requests)]
+    most = 6 if given.quick else MAX_TOKENS
+    return [
+        Request(r.prompt[: 40 if given.quick else None], MAX_TOKENS, ends_after=min(most, r.max_tokens))
+        for r in mixed_lengths(given.requests)
+    ]
 
 
 def _engine(

@@ -58,7 +58,7 @@ def _bench(given: argparse.Namespace) -> int:
         )
         for name in (WITH, WITHOUT)
     }
-    shared = Workload("shared", model, shared_prefixes(given.requests, PREFIXES, 96 if given.quick else 512))
+    shared = Workload("shared", model, shared_prefixes(given.requests, PREFIXES, 64 if given.quick else 512))
     apart = Workload("not shared", model, mixed_lengths(given.requests))
     if given.quick:
         shared, apart = _cut(shared), _cut(apart)
@@ -67,7 +67,7 @@ def _bench(given: argparse.Namespace) -> int:
         f"{given.requests} requests at once; medians of {given.runs} after one to warm up\n"
     )
     found = [_measure(workload, engines, given) for workload in (shared, apart)]
-    cost = _cost(apart, engines, given.runs * HOST_RUNS, found[1]["ways"][WITH]["wall_s"])
+    cost = _cost(apart, engines, 1 if given.quick else given.runs * HOST_RUNS, found[1]["ways"][WITH]["wall_s"])
     print(_table(found))
     print(
         f"\nwithout the maths, {apart.name}: {cost['host_ms'][WITH]:.1f} ms with the cache, "
@@ -84,7 +84,7 @@ def _bench(given: argparse.Namespace) -> int:
 
 
 def _cut(workload: Workload) -> Workload:
-    requests = [Request(r.prompt[:120], min(4, r.max_tokens)) for r in workload.requests]
+    requests = [Request(r.prompt[:80], min(2, r.max_tokens)) for r in workload.requests]
     return Workload(workload.name, workload.model, requests)
 
 

@@ -67,7 +67,7 @@ def _bench(given: argparse.Namespace) -> int:
     for name, draw_requests in SPREADS.items():
         requests = draw_requests(given.requests)
         if given.quick:
-            requests = [Request(r.prompt[:16], min(r.max_tokens, 16)) for r in requests]
+            requests = [Request(r.prompt[:16], min(r.max_tokens, 5)) for r in requests]
         spreads.append(_measure(Workload(name, model, requests), engine, given))
     print(_table(spreads))
     settings = {name: getattr(given, name) for name in ("runs", "threads", "rows", "backend", "requests", "quick")}

@@ -5,68 +5,20 @@ No figure is judged here: the tests share their machine with others.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from ops.bench.__main__ import main
 from ops.bench.engine import same_tokens
 from ops.bench.figures import Figures
 from ops.bench.systems import Run, Wrong
 from ops.bench.workload import Request, Workload, mixed_lengths
-from worker.engine_link import THREAD_ENV
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = ["transformers static 16", "slipstream", "slipstream static 16", "slipstream static 64"]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the random model is kept, so that it is made once."""
-    return tmp_path_factory.mktemp("bench-cache")
-
-
-@pytest.fixture
-def bench(
-    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[str, dict[str, Any]]]]:
-    """`bench("loop")` is what a bench prints and the JSON it names at the end, run in this process.
-
-    Torch and transformers take eight seconds to import, and here they are already. What a bench sets for its whole
-    process, the number of threads and how they wait, is put back at the end.
-    """
-    monkeypatch.setattr(tempfile, "tempdir", str(cache))
-    for name, value in THREAD_ENV.items():
-        monkeypatch.setenv(name, value)
-    threads = torch.get_num_threads()
-
-    def run(*words: str) -> tuple[str, dict[str, Any]]:
-        code = main([*words, *quick(cache)])
-        said = capsys.readouterr()
-        assert code == 0, said.err
-        return said.out, kept(said.out)
-
-    yield run
-    torch.set_num_threads(threads)
-
-
-def quick(cache: Path) -> list[str]:
-    return ["--quick", "--threads", "1", "--cache", str(cache)]
-
-
-def kept(said: str) -> dict[str, Any]:
-    """The JSON that the last line names."""
-    last = said.splitlines()[-1]
-    assert last.startswith("JSON: ")
-    found: dict[str, Any] = json.loads(Path(last.removeprefix("JSON: ")).read_text())
-    return found
 
 
 def cells(said: str, first: str) -> list[list[str]]:
@@ -170,7 +122,7 @@ def test_a_run_in_figures():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("speed",), "there is no bench 'speed'; there are engine, startup, overhead, loop"),
+        (("speed",), "there is no bench 'speed'; there are engine, online, "),
         (("--only", "vllm"), "no system is named like this; there are transformers static 16, slipstream"),
         (("--workload", "demo", "--threads", "4096"), "threads must be between 1 and"),
     ],
