@@ -1,8 +1,8 @@
 """Jobs that decode while long prompts keep coming: the worst gap between two of their tokens, against one step's time.
 
 A prompt is computed in chunks, so a running job waits for one step at most, whatever is queued: it is counted that
-every step brings each of them a token, and the slowest step is set against one of `token_budget` tokens with no one
-beside it, at the same depth of the same prompts. Three settings: prompts whole (what a scheduler with phases does),
+every step brings each of them a token, and the slowest step is set against the slowest of `token_budget` tokens of the
+same prompts with no one beside them. Three settings: prompts whole (what a scheduler with phases does),
 chunks by the budget, chunks by the clock (a step time that is aimed at).
 
 Exit codes: 0 measured, 1 a request failed or a job waited for more than one step, 2 bad flags or settings.
@@ -96,15 +96,15 @@ def _measure(
         backend=given.backend,
         prefix_cache=False,
     )
-    first, *others = prompts_of(given.prompts + 1, given.length)
-    alone = _alone(engine, first, budget)
+    prompts = prompts_of(given.prompts, given.length)
+    alone = _alone(engine, prompts)
     for row in range(given.running):
         (prompt,) = prompts_of(1, RUNNING_PROMPT, seed=row + 2)
         engine.add(row, prompt, SequenceParams(engine.max_len - RUNNING_PROMPT))
     while engine.step().tokens != given.running:
         pass
     decoding = [_timed(engine).seconds for _ in range(4 if given.quick else 40)]
-    steps, first_s = _under_long_prompts(engine, others, given.running)
+    steps, first_s = _under_long_prompts(engine, prompts, given.running)
     gaps = [1000 * step.seconds for step in steps]
     slowest = 1000 * max(alone)
     return {
@@ -126,17 +126,19 @@ def _measure(
     }, gaps
 
 
-def _alone(engine: Engine, prompt: list[int], budget: int) -> list[float]:
-    """Seconds of each step of `budget` tokens that the prompt takes with no one beside it; of its second time, warm."""
-    found: list[float] = []
-    for _ in range(2):
+def _alone(engine: Engine, prompts: list[list[int]]) -> list[float]:
+    """Seconds of each step of the whole budget that the prompts take with no one beside them, after one to warm up.
+
+    As many steps as will be measured with others: the slowest of many is slower than the slowest of few.
+    """
+    steps = list[list[Step]]()
+    for prompt in [prompts[0], *prompts]:
         engine.add(0, prompt, SequenceParams(1))
-        steps = []
+        steps.append([])
         while engine.has_work:
-            steps.append(_timed(engine))
-        most = max(step.tokens for step in steps)
-        found = [step.seconds for step in steps if step.tokens == most]
-    return found
+            steps[-1].append(_timed(engine))
+    most = max(step.tokens for step in steps[0])
+    return [step.seconds for several in steps[1:] for step in several if step.tokens == most]
 
 
 def _timed(engine: Engine) -> Step:
