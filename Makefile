@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help setup demo test fuzz lint format worker bench aot gpu-test gpu-bench-kernels chaos lock clean
+.PHONY: help setup demo test fuzz lint format worker bench bench-queue aot gpu-test gpu-bench-kernels chaos lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ worker: $(READY) ## one worker (ARGS="--model DIR --redis URL"; the demo model u
 
 bench: $(READY) ## this engine against static batches, as a table and JSON
 	@$(RUN) ops.bench $(ARGS)
+
+bench-queue: $(READY) ## the queue layer by itself; ARGS="--peers" sets arq, saq, streaq, taskiq-redis and Celery beside it
+	@$(RUN) ops.bench queue $(ARGS)
 
 aot: $(READY) ## every Triton kernel compiled for four GPUs, without one, and its bounds checked
 	@$(RUN) ops.aot $(ARGS)

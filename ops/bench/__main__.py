@@ -9,6 +9,10 @@ systems.py              ways of answering them with this engine; what a run brin
 transformers_static.py  the same with transformers
 figures.py latencies.py  a run in numbers; what a reader feels of it
 loop_worker.py          the worker that `loop` measures, in its three ways
+queue_systems.py queue_throughput.py queue_latency.py queue_publish.py
+                        what `queue` measures, a part each; and on whom
+queue_worker.py queue_readers.py queue_peer.py
+                        its programs: our worker without an engine, our readers, a peer's worker and client
 machine.py              the machine, the versions, and what else keeps it busy
 kernel_cases.py device.py  what `kernels` times, with its bytes and operations; a GPU's ceilings
 report.py charts.py     flags, tables, JSON; pictures
@@ -33,6 +37,7 @@ BENCHES = {
     "startup": "seconds from the start of a process to its first token, and its memory",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
+    "queue": "the queue layer by itself, with an engine that computes nothing; beside other queues",
     "kernels": "each Triton kernel against the roofline; without a GPU the floors alone, as predictions",
 }
 
