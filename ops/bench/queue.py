@@ -6,9 +6,9 @@
     latency     from submit to the first token and from publishing to reading, with 1, 100 and 1,000 readers
     publish     a step of 256 running jobs: what the engine's step thread pays, the Redis half, and Redis
 
-No one's job does any work, so a rate says what a system costs, and nothing of what it would do. Ours keeps a stream that
-can be read again from anywhere, fenced against a worker that comes back; that is in its figures. Needs a redis-server,
-and for the peers pip.
+No one's job does any work, so a rate says what a system costs, and nothing of what it would do. Ours keeps a stream
+that can be read again from anywhere, fenced against a worker that comes back; that is in its figures. Needs a
+redis-server, and for the peers pip.
 
 Exit codes: 0 measured, 1 it could not be, 2 bad flags.
 """
@@ -196,7 +196,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, list[System]], Any]] = {
 
 
 def _median(several: Sequence[Throughput], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in several)
+    return float(statistics.median(getattr(one, name) for one in several))
 
 
 if __name__ == "__main__":

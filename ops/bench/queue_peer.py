@@ -1,6 +1,6 @@
 """One peer's part in the bench `queue`: puts no-op jobs on its queue, or works on them.
 
-A program for an environment that holds the peers (ops/bench/queue_peers.py makes it) and nothing of ours.
+A program for an environment that holds the peers (ops/bench/queue_systems.py makes it) and nothing of ours.
 
     queue_peer.py SYSTEM enqueue --redis URL --jobs N    prints the seconds that it took, connecting not counted
     queue_peer.py SYSTEM work --redis URL --rows N       prints "ready", waits for a line, then works until killed
@@ -87,7 +87,7 @@ async def streaq(action: str, url: str, jobs: int, rows: int) -> None:
 
     worker: Any = Worker(redis_url=url, queue_name=QUEUE, concurrency=rows)
 
-    @worker.task(name="noop")  # type: ignore[untyped-decorator]
+    @worker.task(name="noop")
     async def noop(number: int) -> int:
         return number
 
@@ -137,7 +137,7 @@ def celery(action: str, url: str, jobs: int, rows: int) -> None:
     app = Celery("bench", broker=url, backend=url)
     app.conf.update(worker_prefetch_multiplier=rows, worker_hijack_root_logger=False)
 
-    @app.task(name="noop")  # type: ignore[untyped-decorator]
+    @app.task(name="noop")
     def noop(number: int) -> int:
         return number
 

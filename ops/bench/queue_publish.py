@@ -144,7 +144,7 @@ def _step_thread_us(jobs: int, steps: int) -> float:
     from worker.engine.engine import Emission as Emitted
     from worker.engine.engine import StepOutput
 
-    emitted = tuple(Emitted(1_000_000 + job, [300 + job % 200]) for job in range(jobs))
+    emitted = [Emitted(1_000_000 + job, [300 + job % 200]) for job in range(jobs)]
     engine = _Unmoved(StepOutput(emitted, jobs, jobs, 0), steps)
     ours, theirs = Pipe()
     reads = [sys.executable, "-c", _DRAIN, str(theirs.fileno())]

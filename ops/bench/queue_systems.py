@@ -111,7 +111,7 @@ class Peer:
     @property
     def versions(self) -> dict[str, str]:
         said = subprocess.run(
-            [self.python, "-m", "pip", "freeze", "--disable-pip-version-check"],
+            [str(self.python), "-m", "pip", "freeze", "--disable-pip-version-check"],
             capture_output=True,
             text=True,
             check=True,
@@ -119,6 +119,11 @@ class Peer:
         pins = dict(line.split("==") for line in said.stdout.splitlines() if "==" in line)
         wanted = (self.name, "taskiq", "redis", "coredis", *ALL)
         return {name: pins[name] for name in wanted if name in pins}
+
+    @property
+    def _program(self) -> list[str]:
+        # -P: or the folder of this file is searched first, and `import queue` finds the bench of that name
+        return [str(self.python), "-P", str(_PROGRAM), self.name]
 
     def prepare(self) -> None:
         """Make its environment, if it is not there. Raises Failed."""
@@ -128,21 +133,21 @@ class Peer:
         print(f"installing {self.requirement} into {directory.relative_to(ROOT)}", file=sys.stderr)
         shutil.rmtree(directory, ignore_errors=True)
         venv.create(directory, with_pip=True)
-        pip = [self.python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+        pip = [str(self.python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
         done = subprocess.run([*pip, *self.requirement.split(), *ALL], capture_output=True, text=True, check=False)
         if done.returncode:
             raise Failed(f"pip can't install {self.requirement}: {done.stderr.strip().splitlines()[-1]}")
         (directory / ".ready").touch()
 
     def enqueue(self, url: str, jobs: int) -> float:
-        command = [self.python, _PROGRAM, self.name, "enqueue", f"--redis={url}", f"--jobs={jobs}"]
+        command = [*self._program, "enqueue", f"--redis={url}", f"--jobs={jobs}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Failed(f"{self.name} can't enqueue: {done.stderr.strip().splitlines()[-1]}")
         return float(done.stdout)
 
     def start(self, url: str, rows: int) -> subprocess.Popen[str]:
-        return _start([str(self.python), str(_PROGRAM), self.name, "work", f"--redis={url}", f"--rows={rows}"])
+        return _start([*self._program, "work", f"--redis={url}", f"--rows={rows}"])
 
     def left(self, redis: sync_redis.Redis, jobs: int) -> int:
         return self.left_in(redis, jobs)

@@ -135,7 +135,7 @@ def trace_flushes(engine: NoopEngine) -> list[tuple[str, int, float, float]]:
                 notes.append((job.job_id, job.published, engine.made_at[job.sequence_id][published], began))
         return lost
 
-    Outbox.flush = flush_and_note  # type: ignore[method-assign]
+    Outbox.flush = flush_and_note  # type: ignore[method-assign,assignment]
     return notes
 
 
