@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast
 
 import redis as sync_redis
 
+from ops import redis_server
 from ops.bench.machine import ROOT
 from producer import Job, Producer
 from producer.keys import Keys
@@ -103,6 +104,7 @@ class Peer:
     left_in: Callable[[sync_redis.Redis, int], int]
     results: str  # the pattern of their keys
     besides: int = 0  # keys that the pattern meets too
+    since: int = 0  # Redis's version that it needs
 
     @property
     def python(self) -> Path:
@@ -126,7 +128,14 @@ class Peer:
         return [str(self.python), "-P", str(_PROGRAM), self.name]
 
     def prepare(self) -> None:
-        """Make its environment, if it is not there. Raises Failed."""
+        """Make its environment, if it is not there. Raises Failed, also where this machine's Redis is too old for it."""
+        server = redis_server.find()
+        if server and int(server.version.split(".")[0]) < self.since:
+            others = ",".join(peer.name for peer in PEERS if not peer.since)
+            raise Failed(
+                f"{self.name} needs Redis {self.since} or later, this is {server}: "
+                f"put a newer one on PATH, or leave it out with --peers {others}"
+            )
         directory = ENVIRONMENTS / self.name
         if (directory / ".ready").exists():
             return
@@ -173,6 +182,7 @@ PEERS = [
         "streaq",
         lambda redis, jobs: _length(redis, "XLEN", "streaq:bench:queues:normal"),
         "streaq:bench:task:results:*",
+        since=7,
     ),
     # Its stream keeps what was acknowledged: what is done shows in the results. One more key is the stream.
     Peer("taskiq-redis", "taskiq-redis", lambda redis, jobs: jobs + 1 - redis.dbsize(), "*", besides=1),
