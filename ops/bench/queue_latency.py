@@ -23,7 +23,7 @@ from ops.bench.queue_systems import Failed, Slipstream, end
 from ops.bench.queue_throughput import go, wait_ready
 
 STEP_MS = 20.0
-WITHIN_S = 240.0
+WITHIN_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ def measure(load: Load) -> Latency:
         flags = {"readers": load.readers, "jobs": load.jobs, "tokens": load.tokens, "spread": load.spread_s}
         command = [sys.executable, "-m", "ops.bench.queue_readers", f"--redis={server.url}"]
         command += [f"--{name}={value}" for name, value in flags.items()]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{load.readers} readers had not read all after {WITHIN_S:.0f} s") from error
         if done.returncode:
             raise Failed(f"the readers failed: {done.stderr.strip().splitlines()[-1]}")
         worker.send_signal(signal.SIGTERM)

@@ -128,7 +128,7 @@ class Peer:
         return [str(self.python), "-P", str(_PROGRAM), self.name]
 
     def prepare(self) -> None:
-        """Make its environment, if it is not there. Raises Failed, also where this machine's Redis is too old for it."""
+        """Make its environment, if it is not there. Raises Failed, also where Redis here is too old for it."""
         server = redis_server.find()
         if server and int(server.version.split(".")[0]) < self.since:
             others = ",".join(peer.name for peer in PEERS if not peer.since)
@@ -156,7 +156,7 @@ class Peer:
         return float(done.stdout)
 
     def start(self, url: str, rows: int) -> subprocess.Popen[str]:
-        return _start([*self._program, "work", f"--redis={url}", f"--rows={rows}"])
+        return _start([*self._program, "work", f"--redis={url}", f"--rows={rows}"], subprocess.DEVNULL)
 
     def left(self, redis: sync_redis.Redis, jobs: int) -> int:
         return self.left_in(redis, jobs)
@@ -195,9 +195,9 @@ PEERS = [
 ]
 
 
-def _start(command: list[str]) -> subprocess.Popen[str]:
+def _start(command: list[str], stderr: int | None = None) -> subprocess.Popen[str]:
     root = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
     environment = {**os.environ, "PYTHONPATH": root}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **streams)
 

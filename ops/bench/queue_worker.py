@@ -80,7 +80,8 @@ class NoopEngine(EngineLink):
                 del self._left[sequence_id], self._began[sequence_id]
         if self._step_s is not None or not self._left:
             self.connection.hush()
-        return "step", emissions, {"steps": self._steps, "rows": len(running)}
+        load = {"steps": self._steps, "rows": len(running), "longest_step_ms": 1000 * (self._step_s or 0)}
+        return "step", emissions, load
 
     def close(self) -> None:
         """Nothing runs."""
@@ -103,6 +104,7 @@ class _Bell:
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._rung = False
+        self._lock = threading.Lock()  # the clock's thread rings while the loop hushes
 
     def fileno(self) -> int:
         return self._fd
@@ -111,14 +113,16 @@ class _Bell:
         return self._rung
 
     def ring(self) -> None:
-        if not self._rung:
-            self._rung = True
-            os.eventfd_write(self._fd, 1)
+        with self._lock:
+            if not self._rung:
+                self._rung = True
+                os.eventfd_write(self._fd, 1)
 
     def hush(self) -> None:
-        if self._rung:
-            self._rung = False
-            os.eventfd_read(self._fd)
+        with self._lock:
+            if self._rung:
+                self._rung = False
+                os.eventfd_read(self._fd)
 
 
 def trace_flushes(engine: NoopEngine) -> list[tuple[str, int, float, float]]:
