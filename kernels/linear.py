@@ -31,13 +31,13 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, deterministic: bool = False) -> None:
         self.out_features, self.in_features = weight.shape
-        self._bias = bias
+        self.bias = bias
         self._deterministic = deterministic
         self._plain: Tensor | None = weight
         self._packed: Tensor | None = None
-        self._in_c: PackedWeight | None = None
+        self.in_c: PackedWeight | None = None
         if has_product(weight):
-            self._in_c = PackedWeight(weight)
+            self.in_c = PackedWeight(weight)
             self._plain = None
         elif can_pack(weight.device, weight.dtype):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
@@ -50,13 +50,13 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] model dtype, contiguous -> [T, N], a new tensor."""
-        if self._in_c is not None:
-            return self._in_c(x, self._bias)
+        if self.in_c is not None:
+            return self.in_c(x, self.bias)
         if self._packed is None:
             assert self._plain is not None
-            return F.linear(x, self._plain, self._bias)
+            return F.linear(x, self._plain, self.bias)
         assert not (self._deterministic and x.shape[0] == 1), "a lone row's bits differ: pad it"
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
 
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 
 from kernels.adjust_logits import AdjustLogits, adjust_logits_torch
+from kernels.cpu.forward import whole_pass_in_c
 from kernels.cpu.ops import CpuOps, fits
 from kernels.errors import KernelsUnavailable
 from kernels.gather_rows import GatherRows, gather_rows_torch
@@ -31,6 +32,7 @@ from kernels.rms_norm import RmsNorm, rms_norm_torch
 from kernels.sample import Sample, sample_torch
 from kernels.silu_mul import SiluMul, silu_mul_torch
 from kernels.token_logprobs import TokenLogprobs, token_logprobs_torch
+from kernels.whole_pass import WholePassOf, no_whole_pass
 
 
 class Backend(StrEnum):
@@ -59,6 +61,7 @@ class Ops:
     sample: Sample
     adjust_logits: AdjustLogits
     token_logprobs: TokenLogprobs
+    whole_pass_of: WholePassOf
 
 
 _TORCH = Ops(
@@ -76,6 +79,7 @@ _TORCH = Ops(
     sample=sample_torch,
     adjust_logits=adjust_logits_torch,
     token_logprobs=token_logprobs_torch,
+    whole_pass_of=no_whole_pass,
 )
 
 
@@ -98,6 +102,7 @@ def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
         prefill_attention=c.prefill_attention,
         silu_mul=c.silu_mul,
         sample=c.sample,
+        whole_pass_of=whole_pass_in_c,
     )
 
 

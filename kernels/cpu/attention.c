@@ -7,9 +7,9 @@
 // Threads share decode rows by (row, chunk, some K/V heads) and prompts by (row, K/V head, tile of queries). A decode
 // row goes span by span with its heads inside, because a page's heads lie side by side: runs of 8 KB, which is a page
 // of one head, come from memory at half the rate of runs of 64 KB (measured).
-#include "vectors.h"
+#include "operations.h"
+#include "threads.h"
 
-#include <omp.h>
 #include <stdlib.h>
 #if defined(ELEMENT_BF16) && defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -345,6 +345,27 @@ static void run_decode_item(const Keys *k, Item it, const element *q, element *o
         for (int i = 0; i < count; i++) write(out + (it.head * G + i) * k->D, &state[i], k->D);
 }
 
+typedef struct {
+    const Keys *k;
+    const Work *work;
+    const element *q;
+    element *out;
+    const int64_t *query_start, *seq_lens;
+    int heads;
+} Attention;
+
+static void run_items(const void *what, int64_t from, int64_t to) {
+    Attention a = *(const Attention *)what;
+    for (int64_t i = from; i < to; i++) {
+        Item it = a.work->items[i];
+        int64_t start = a.query_start[it.row], n = a.query_start[it.row + 1] - start, past = a.seq_lens[it.row] - n;
+        int64_t place = start * a.heads * a.k->D;
+        State *part = it.part < 0 ? NULL : a.work->parts + it.part * a.heads;
+        if (n > 1) run_prompt_item(a.k, it, a.q, a.out, start, n, past, a.heads);
+        else run_decode_item(a.k, it, a.q + place, a.out + place, past, a.heads, part);
+    }
+}
+
 // q, out [T, Hq, D]; query_start [R+1], seq_lens [R]. rows [first_row, last_row). Returns 0, or -1 without memory.
 int attention(const element *q, const element *kv, const int64_t *query_start, const int64_t *seq_lens,
               const int32_t *page_table, element *out, int64_t first_row, int64_t last_row, int64_t pages_a_row,
@@ -352,18 +373,10 @@ int attention(const element *q, const element *kv, const int64_t *query_start, c
     Keys k = {kv, page_table, pages_a_row, (int)kv_heads, (int)page_size, (int)D, scale, soft_cap, window};
     int64_t load = 0;
     for (int64_t r = first_row; r < last_row; r++) load += (query_start[r + 1] - query_start[r]) * seq_lens[r];
-    int alone = load * heads <= 4096;
+    int worth = load * heads > 4096;
     Work w;
-    if (list_work(&w, &k, query_start, seq_lens, first_row, last_row, (int)heads, alone ? 1 : omp_get_max_threads()))
-        return -1;
-#pragma omp parallel for schedule(dynamic, 1) if (!alone)
-    for (int64_t i = 0; i < w.count; i++) {
-        Item it = w.items[i];
-        int64_t start = query_start[it.row], n = query_start[it.row + 1] - start, past = seq_lens[it.row] - n;
-        State *part = it.part < 0 ? NULL : w.parts + it.part * heads;
-        if (n > 1) run_prompt_item(&k, it, q, out, start, n, past, (int)heads);
-        else run_decode_item(&k, it, q + start * heads * D, out + start * heads * D, past, (int)heads, part);
-    }
+    if (list_work(&w, &k, query_start, seq_lens, first_row, last_row, (int)heads, worth ? threads() : 1)) return -1;
+    share(w.count, 1, worth, run_items, &(Attention){&k, &w, q, out, query_start, seq_lens, (int)heads});
     for (int64_t i = 0; i < w.count;) {  // merge the chunks of a row, first to last
         Item it = w.items[i];
         int64_t chunks = 0;

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from kernels.errors import KernelsUnavailable
 
-SOURCES = ("vectors.h", "attention.c", "layers.c", "product.c", "sample.c")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
+HEADERS = ("vectors.h", "operations.h", "threads.h")
+SOURCES = ("attention.c", "forward.c", "layers.c", "product.c", "sample.c", "threads.c")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-pthread", "-fPIC", "-shared")
 ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}
 
 
@@ -57,7 +58,7 @@ def cache_directory() -> Path:
 def _key(element: str) -> str:
     """Names what the library depends on: sources, flags, and the processor that `native` means; not the compiler."""
     digest = hashlib.sha256(repr((FLAGS, ELEMENTS[element])).encode())
-    for name in SOURCES:
+    for name in (*HEADERS, *SOURCES):
         digest.update((Path(__file__).parent / name).read_bytes())
     digest.update(_processor().encode())
     return f"cpu-{element}-{digest.hexdigest()[:16]}"
@@ -76,7 +77,7 @@ def _processor() -> str:
 def _compile(element: str, compiler: str | None, path: Path) -> None:
     if compiler is None:
         raise CpuKernelsUnavailable("no C compiler (cc, gcc or clang) on PATH, and no compiled kernels in the cache")
-    sources = [str(Path(__file__).parent / name) for name in SOURCES if name.endswith(".c")]
+    sources = [str(Path(__file__).parent / name) for name in SOURCES]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -4,9 +4,10 @@
 // columns of a pair side by side. So a product reads the weight once, from front to back, whatever the number of rows.
 // An output is one sum over K in one order, in fp32, rounded once: the same to the bit for any number of rows or
 // threads.
-#include "vectors.h"
+#include "operations.h"
+#include "threads.h"
 
-#if defined(ELEMENT_BF16) && defined(__AVX512BF16__) && !defined(__AMX_TILE__)
+#if HAS_PRODUCT
 #include <immintrin.h>
 
 #define VECTORS_A_PANEL 4
@@ -26,23 +27,33 @@ INLINE int64_t vectors_in(int64_t N, int64_t p) {
 
 int64_t packed_elements(int64_t N, int64_t K) { return (N + LANES - 1) / LANES * LANES * K; }
 
-// weight [N, K] -> packed [packed_elements(N, K)]; K is even.
-void pack_weight(const element *weight, element *packed, int64_t N, int64_t K) {
-#pragma omp parallel for schedule(static)
-    for (int64_t p = 0; p < panels(N); p++) {
-        int64_t width = vectors_in(N, p) * LANES;
-        element *to = packed + p * PANEL * K;
-        for (int64_t begin = 0; begin < K; begin += 64)  // two cache lines of every column: 8 KB to be filled at a time
+typedef struct {
+    const element *weight;
+    element *packed;
+    int64_t N, K;
+} Packing;
+
+static void pack_panels(const void *what, int64_t from, int64_t to) {
+    Packing w = *(const Packing *)what;
+    for (int64_t p = from; p < to; p++) {
+        int64_t width = vectors_in(w.N, p) * LANES;
+        element *out = w.packed + p * PANEL * w.K;
+        for (int64_t begin = 0; begin < w.K; begin += 64)  // two cache lines of every column: 8 KB to be filled at a time
             for (int64_t n = 0; n < width; n++) {
-                const element *from = weight + (p * PANEL + n) * K;
-                int64_t end = begin + 64 < K ? begin + 64 : K;
+                const element *in = w.weight + (p * PANEL + n) * w.K;
+                int64_t end = begin + 64 < w.K ? begin + 64 : w.K;
                 for (int64_t k = begin; k < end; k += 2) {
                     uint32_t pair = 0;
-                    if (p * PANEL + n < N) memcpy(&pair, from + k, sizeof pair);
-                    memcpy(to + k * width + 2 * n, &pair, sizeof pair);
+                    if (p * PANEL + n < w.N) memcpy(&pair, in + k, sizeof pair);
+                    memcpy(out + k * width + 2 * n, &pair, sizeof pair);
                 }
             }
     }
+}
+
+// weight [N, K] -> packed [packed_elements(N, K)]; K is even.
+void pack_weight(const element *weight, element *packed, int64_t N, int64_t K) {
+    share(panels(N), 1, 1, pack_panels, &(Packing){weight, packed, N, K});
 }
 
 // `rows` rows of x times one panel of `vectors` vectors. columns: how many of the panel's columns there are.
@@ -105,17 +116,28 @@ static void one_panel(const element *x, const element *panel, const element *bia
     }
 }
 
+typedef struct {
+    const element *x, *packed, *bias;
+    element *out;
+    int64_t M, N, K, parts;
+} Product;
+
+// Items are panels, each in as many parts of the rows as `parts` says.
+static void multiply(const void *what, int64_t from, int64_t to) {
+    Product w = *(const Product *)what;
+    for (int64_t i = from; i < to; i++) {
+        int64_t p = i / w.parts, part = i % w.parts, first = w.M * part / w.parts, last = w.M * (part + 1) / w.parts;
+        int64_t columns = w.N - p * PANEL < PANEL ? w.N - p * PANEL : PANEL;
+        one_panel(w.x + first * w.K, w.packed + p * PANEL * w.K, w.bias ? w.bias + p * PANEL : NULL,
+                  w.out + first * w.N + p * PANEL, last - first, vectors_in(w.N, p), columns, w.N, w.K);
+    }
+}
+
 // x [M, K], packed weight of [N, K], bias [N] or NULL -> out [M, N]. K is even.
 void product(const element *x, const element *packed, const element *bias, element *out, int64_t M, int64_t N,
              int64_t K) {
-    int64_t wide = panels(N), parts = M >= 96 && wide < 64 ? 4 : 1;  // few panels and many rows: share the rows too
-#pragma omp parallel for schedule(static) if (M * N * K > 16384)
-    for (int64_t i = 0; i < wide * parts; i++) {
-        int64_t p = i / parts, part = i % parts, first = M * part / parts, last = M * (part + 1) / parts;
-        int64_t columns = N - p * PANEL < PANEL ? N - p * PANEL : PANEL;
-        one_panel(x + first * K, packed + p * PANEL * K, bias ? bias + p * PANEL : NULL, out + first * N + p * PANEL,
-                  last - first, vectors_in(N, p), columns, N, K);
-    }
+    int64_t parts = M >= 96 && panels(N) < 64 ? 4 : 1;  // few panels and many rows: share the rows too
+    share(panels(N) * parts, 1, M * N * K > 16384, multiply, &(Product){x, packed, bias, out, M, N, K, parts});
 }
 #else
 int has_product(void) { return 0; }

@@ -20,7 +20,7 @@ from kernels.cpu.library import CpuKernelsUnavailable, load
 def has_product(weight: Tensor) -> bool:
     """Whether products with this weight [N, K] can be done in C here."""
     fits = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
-    return fits and _library() is not None
+    return fits and product_library() is not None
 
 
 class PackedWeight:
@@ -28,13 +28,13 @@ class PackedWeight:
 
     def __init__(self, weight: Tensor) -> None:
         """has_product(weight) has been asked."""
-        library = _library()
+        library = product_library()
         assert library is not None
         self._product = library.product
         self.out_features, self.in_features = N, K = weight.shape
-        self._packed = torch.empty(library.packed_elements(N, K), dtype=torch.bfloat16)
-        use_large_pages(self._packed)
-        library.pack_weight(weight.contiguous().data_ptr(), self._packed.data_ptr(), N, K)
+        self.packed = torch.empty(library.packed_elements(N, K), dtype=torch.bfloat16)
+        use_large_pages(self.packed)
+        library.pack_weight(weight.contiguous().data_ptr(), self.packed.data_ptr(), N, K)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [T, K] bf16, bias [N] bf16 or None -> [T, N] bf16, a new tensor."""
@@ -45,7 +45,7 @@ class PackedWeight:
         out = torch.empty(rows, self.out_features, dtype=torch.bfloat16)
         self._product(
             x.data_ptr(),
-            self._packed.data_ptr(),
+            self.packed.data_ptr(),
             None if bias is None else bias.data_ptr(),
             out.data_ptr(),
             rows,
@@ -56,7 +56,7 @@ class PackedWeight:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def product_library() -> ctypes.CDLL | None:
     """The bf16 library where it has products, else None: oneDNN does them then."""
     try:
         library = load("bfloat16")

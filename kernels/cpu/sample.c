@@ -1,6 +1,7 @@
 // The greatest logit of each row, and the greatest score plus noise; kernels/sample.py says what noise that is.
 //
 // A row is worked on by one thread from its first token to its last, so its result depends on nothing else.
+#include "threads.h"
 #include "vectors.h"
 
 static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -40,16 +41,28 @@ INLINE vf load_some_floats(const float *p, int64_t count) {
     return some;
 }
 
+typedef struct {
+    const element *logits;
+    const float *scores;
+    const int32_t *keys;
+    int64_t *ids, V;
+} Rows;
+
+static void greatest_of_rows(const void *what, int64_t from, int64_t to) {
+    Rows w = *(const Rows *)what;
+    for (int64_t r = from; r < to; r++) {
+        Best best = {splat(-INFINITY), {0}};
+        const element *row = w.logits + r * w.V;
+        int64_t whole = w.V / LANES * LANES;
+        for (int64_t i = 0; i < whole; i += LANES) keep(&best, load(row + i), (int32_t)i);
+        if (whole < w.V) keep(&best, load_some(row + whole, w.V - whole), (int32_t)whole);
+        w.ids[r] = winner(&best);
+    }
+}
+
 // logits [R, V] -> ids [R]: ties to the lowest id. A row without any greatest gives 0.
 void greatest(const element *logits, int64_t *ids, int64_t R, int64_t V) {
-#pragma omp parallel for schedule(static) if (R * V > 65536)
-    for (int64_t r = 0; r < R; r++) {
-        Best best = {splat(-INFINITY), {0}};
-        int64_t whole = V / LANES * LANES;
-        for (int64_t i = 0; i < whole; i += LANES) keep(&best, load(logits + r * V + i), (int32_t)i);
-        if (whole < V) keep(&best, load_some(logits + r * V + whole, V - whole), (int32_t)whole);
-        ids[r] = winner(&best);
-    }
+    share(R, 1, R * V > 65536, greatest_of_rows, &(Rows){logits, NULL, NULL, ids, V});
 }
 
 INLINE vu mixed(vu h) {  // murmur3's finaliser
@@ -89,17 +102,21 @@ INLINE vf noise(vu bits) {
     return -logarithm(E);
 }
 
+static void greatest_of_noisy_rows(const void *what, int64_t from, int64_t to) {
+    Rows w = *(const Rows *)what;
+    for (int64_t r = from; r < to; r++) {
+        Best best = {splat(-INFINITY), {0}};
+        for (int64_t i = 0; i < w.V; i += LANES) {
+            const float *at = w.scores + r * w.V + i;
+            vf score = i + LANES <= w.V ? load_float(at) : load_some_floats(at, w.V - i);
+            vu token = (vu)(lane + (int32_t)i) * 0x9E3779B1u;
+            keep(&best, score + noise(mixed(token ^ (uint32_t)w.keys[r])), (int32_t)i);
+        }
+        w.ids[r] = winner(&best);
+    }
+}
+
 // scores [R, V] fp32, keys [R] (kernels/sample.py, row_keys) -> ids [R] of the greatest score + noise.
 void greatest_noisy(const float *scores, const int32_t *keys, int64_t *ids, int64_t R, int64_t V) {
-#pragma omp parallel for schedule(static) if (R * V > 8192)
-    for (int64_t r = 0; r < R; r++) {
-        Best best = {splat(-INFINITY), {0}};
-        for (int64_t i = 0; i < V; i += LANES) {
-            const float *at = scores + r * V + i;
-            vf score = i + LANES <= V ? load_float(at) : load_some_floats(at, V - i);
-            vu token = (vu)(lane + (int32_t)i) * 0x9E3779B1u;
-            keep(&best, score + noise(mixed(token ^ (uint32_t)keys[r])), (int32_t)i);
-        }
-        ids[r] = winner(&best);
-    }
+    share(R, 1, R * V > 8192, greatest_of_noisy_rows, &(Rows){NULL, scores, keys, ids, V});
 }

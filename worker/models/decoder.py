@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.linear import Linear
 from kernels.prepare_batch import FlatBatch
 from kernels.table import Ops
+from kernels.whole_pass import DecoderWeights
 from worker.models.checkpoint import Checkpoint
 from worker.models.config import ModelConfig
 from worker.models.rope import cos_sin_table
@@ -73,6 +74,19 @@ class Decoder:
         self._head = Linear(head, deterministic=deterministic)
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len)
         self._scale = config.head_dim**-0.5
+        self._whole_pass = ops.whole_pass_of(
+            DecoderWeights(
+                self._layers,
+                self._embedding,
+                self._norm,
+                self._head,
+                self._cos_sin,
+                config.num_heads,
+                config.num_kv_heads,
+                config.rms_norm_eps,
+                self._scale,
+            )
+        )
 
     def forward(self, batch: FlatBatch, kv: Tensor) -> Tensor:
         """Logits [L, vocab] of batch.logits_index, model dtype; writes the batch's K and V. In deterministic mode
@@ -80,6 +94,8 @@ class Decoder:
 
         kv [layers, pages, 2, Hkv, page_size, D] model dtype.
         """
+        if self._whole_pass is not None:
+            return self._whole_pass(batch, kv)
         ops, eps = self._ops, self.config.rms_norm_eps
         workspace = ops.attention_workspace(
             batch, kv.shape[1:], self.config.num_heads, deterministic=self._deterministic
