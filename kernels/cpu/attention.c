@@ -44,6 +44,18 @@ INLINE const element *page_of(const Keys *k, int64_t row, int64_t key, int head,
     return k->kv + (((page * 2 + side) * k->kv_heads + head) * k->page_size + key % k->page_size) * k->D;
 }
 
+#if defined(__x86_64__)  // into the second cache: a span takes the whole first one
+#define FETCH(p) __builtin_prefetch((p), 0, 2)
+#else
+#define FETCH(p) __builtin_prefetch((p), 0, 3)
+#endif
+
+// Have `count` elements come from memory before their time; a cache line holds LINE of them.
+#define LINE ((int)(64 / sizeof(element)))
+INLINE void fetch(const element *p, int count) {
+    for (int i = 0; i < count; i += LINE) FETCH(p + i);
+}
+
 // Sixteen vectors to the vector of their sums. Always the same tree.
 INLINE vf sums(vf *x) {
     static const vi low = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
@@ -63,13 +75,14 @@ INLINE vf sums(vf *x) {
 }
 
 // Scores of `rows` query rows against BLOCK keys. Products of bf16 are exact in fp32; pairs of them where the processor
-// adds these up by itself.
-INLINE void score(const element *const *q, const element *keys, int rows, int D, vf *scores) {
+// adds these up by itself. later: a block of keys to be fetched meanwhile, or NULL.
+INLINE void score(const element *const *q, const element *keys, const element *later, int rows, int D, vf *scores) {
     vf part[GROUP][BLOCK];
 #if defined(ELEMENT_BF16) && defined(__AVX512BF16__)
     if (D % (2 * LANES) == 0) {
         for (int j = 0; j < BLOCK; j += 2) {
             __m512 a[GROUP], b[GROUP];
+            if (later) fetch(later + j * D, 2 * D);
             for (int m = 0; m < rows; m++) a[m] = b[m] = _mm512_setzero_ps();
             for (int d = 0; d < D; d += 2 * LANES) {
                 __m512bh k0 = (__m512bh)_mm512_loadu_si512(keys + j * D + d);
@@ -91,6 +104,7 @@ INLINE void score(const element *const *q, const element *keys, int rows, int D,
         for (int d = 0; d < D / LANES; d++) wide[m][d] = load(q[m] + d * LANES);
     for (int j = 0; j < BLOCK; j += 2) {
         vf a[GROUP] = {}, b[GROUP] = {};
+        if (later) fetch(later + j * D, 2 * D);
         for (int d = 0; d < D / LANES; d++) {
             vf k0 = load(keys + j * D + d * LANES), k1 = load(keys + (j + 1) * D + d * LANES);
             for (int m = 0; m < rows; m++) {
@@ -104,13 +118,15 @@ INLINE void score(const element *const *q, const element *keys, int rows, int D,
 }
 
 // Weighted sum of `count` values, of blocks one after the other, onto each row's state: vectors [d, d + n) of it.
-INLINE void gather(const float (*weight)[SPAN], const element *const *values, int rows, int count, int D, int d, int n,
-                   State *state) {
+// later: blocks of values to be fetched meanwhile, or NULL.
+INLINE void gather(const float (*weight)[SPAN], const element *const *values, const element *const *later, int rows,
+                   int count, int D, int d, int n, State *state) {
     vf sum[GROUP][VECTORS];
     for (int m = 0; m < rows; m++)
         for (int i = 0; i < n; i++) sum[m][i] = state[m].sum[d + i];
     for (int j = 0; j < count; j++) {
         const element *v = values[j / BLOCK] + j % BLOCK * D + d * LANES;
+        if (later) fetch(later[j / BLOCK] + j % BLOCK * D + d * LANES, n * LANES);
         for (int i = 0; i < n; i += 2) {
             vf v0, v1 = splat(0.0f);
             if (i + 1 < n) load_two(v + i * LANES, &v0, &v1);
@@ -137,17 +153,26 @@ INLINE void begin(State *state, int rows, int D) {
     }
 }
 
-// Up to SPAN keys [key, to) onto the states of `rows` query rows at positions pos.
+typedef struct {
+    int64_t row, key, to;  // keys [key, to) of a row; none: NULL
+} Later;
+
+// Up to SPAN keys [key, to) onto the states of `rows` query rows at positions pos. later: keys whose first SPAN come next.
 INLINE void attend(const Keys *k, int64_t row, int head, const element *const *q, const int64_t *pos, int rows, int D,
-                   int64_t key, int64_t to, State *state) {
+                   int64_t key, int64_t to, const Later *later, State *state) {
     static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     int count = to - key < SPAN ? (int)(to - key) : SPAN, blocks = (count + BLOCK - 1) / BLOCK;
     vf scores[BLOCKS][GROUP];
     float weight[GROUP][SPAN];
-    const element *values[BLOCKS];
+    const element *values[BLOCKS], *later_values[BLOCKS];
     for (int b = 0; b < blocks; b++) {
-        score(q, page_of(k, row, key + b * BLOCK, head, 0), rows, D, scores[b]);
-        values[b] = page_of(k, row, key + b * BLOCK, head, 1);
+        const element *keys = page_of(k, row, key + b * BLOCK, head, 0), *later_keys = keys;
+        values[b] = later_values[b] = page_of(k, row, key + b * BLOCK, head, 1);
+        if (later && later->key + b * BLOCK < later->to) {
+            later_keys = page_of(k, later->row, later->key + b * BLOCK, head, 0);
+            later_values[b] = page_of(k, later->row, later->key + b * BLOCK, head, 1);
+        }
+        score(q, keys, later ? later_keys : NULL, rows, D, scores[b]);
     }
     for (int m = 0; m < rows; m++) {
         vf seen_scores[BLOCKS], most = splat(-INFINITY), total = splat(0.0f);
@@ -176,7 +201,7 @@ INLINE void attend(const Keys *k, int64_t row, int head, const element *const *q
     }
     int n = rows <= 2 ? 8 : 4;  // vectors of all rows that stay in registers: 16 of 32
     for (int d = 0; d < D / LANES; d += n)
-        gather((const float(*)[SPAN])weight, values, rows, count, D, d, D / LANES - d < n ? D / LANES - d : n, state);
+        gather((const float(*)[SPAN])weight, values, later ? later_values : NULL, rows, count, D, d, D / LANES - d < n ? D / LANES - d : n, state);
 }
 
 // Add a later chunk to an earlier one.
@@ -233,7 +258,7 @@ INLINE void run_rows(const Keys *k, int64_t row, int head, const element *const 
         State *target = from <= start ? state : part;
         begin(target, rows, D);
         for (int64_t key = from > start ? from : start; key < to; key += SPAN)
-            attend(k, row, head, q, pos, rows, D, key, to, target);
+            attend(k, row, head, q, pos, rows, D, key, to, NULL, target);
         if (target == part)
             for (int m = 0; m < rows; m++)
                 if (part[m].top > -INFINITY) merge(&state[m], &part[m], D);
@@ -251,21 +276,30 @@ INLINE void run_tile(const Keys *k, int64_t row, int head, const element **q, co
     }
 }
 
-// One chunk of a decode row: its query rows of the K/V heads [head, last_head), G each, span by span.
-INLINE void run_chunk(const Keys *k, int64_t row, int head, int last_head, int G, const element *q, int64_t pos, int D,
-                      int64_t chunk, State *state) {
+// The keys of a chunk that a query at `pos` sees.
+INLINE Later keys_of(const Keys *k, int64_t row, int64_t pos, int64_t chunk) {
     int64_t from = first_key(k, pos), to = (chunk + 1) * CHUNK < pos + 1 ? (chunk + 1) * CHUNK : pos + 1;
-    if (from < chunk * CHUNK) from = chunk * CHUNK;
+    return (Later){row, from < chunk * CHUNK ? chunk * CHUNK : from, to};
+}
+
+// One chunk of a decode row: its query rows of the K/V heads [head, last_head), G each, span by span. While one is
+// worked on the next is fetched, at the end the first of `later`: memory gives half as much to those who wait for it.
+INLINE void run_chunk(const Keys *k, int64_t row, int head, int last_head, int G, const element *q, int64_t pos, int D,
+                      int64_t chunk, Later later, State *state) {
+    Later own = keys_of(k, row, pos, chunk);
+    int64_t from = own.key, to = own.to;
     begin(state, (last_head - head) * G, D);
     int64_t all[GROUP] = {pos, pos, pos, pos};
-    for (int64_t key = from; key < to; key += SPAN)
+    for (int64_t key = from; key < to; key += SPAN) {
+        Later next = key + SPAN < to ? (Later){row, key + SPAN, to} : later;
         for (int h = head; h < last_head; h++)
             for (int m = 0; m < G; m += GROUP) {
                 int n = G - m < GROUP ? G - m : GROUP;
-                const element *own[GROUP];
-                for (int i = 0; i < n; i++) own[i] = q + (h * G + m + i) * D;
-                BY_ROWS(n, attend(k, row, h, own, all, N, D, key, to, state + (h - head) * G + m))
+                const element *queries[GROUP];
+                for (int i = 0; i < n; i++) queries[i] = q + (h * G + m + i) * D;
+                BY_ROWS(n, attend(k, row, h, queries, all, N, D, key, to, &next, state + (h - head) * G + m))
             }
+    }
 }
 
 typedef struct {
@@ -337,10 +371,11 @@ static void run_prompt_item(const Keys *k, Item it, const element *q, element *o
         }
 }
 
-static void run_decode_item(const Keys *k, Item it, const element *q, element *out, int64_t pos, int heads, State *part) {
+static void run_decode_item(const Keys *k, Item it, const element *q, element *out, int64_t pos, int heads, Later later,
+                            State *part) {
     int G = heads / k->kv_heads, count = (it.last_head - it.head) * G;
     State local[STATES], *state = part ? part + it.head * G : local;
-    BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, it.at, state))
+    BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, it.at, later, state))
     if (!part)
         for (int i = 0; i < count; i++) write(out + (it.head * G + i) * k->D, &state[i], k->D);
 }
@@ -351,7 +386,7 @@ typedef struct {
     const element *q;
     element *out;
     const int64_t *query_start, *seq_lens;
-    int heads;
+    int heads, threads;
 } Attention;
 
 static void run_items(const void *what, int64_t from, int64_t to) {
@@ -361,8 +396,13 @@ static void run_items(const void *what, int64_t from, int64_t to) {
         int64_t start = a.query_start[it.row], n = a.query_start[it.row + 1] - start, past = a.seq_lens[it.row] - n;
         int64_t place = start * a.heads * a.k->D;
         State *part = it.part < 0 ? NULL : a.work->parts + it.part * a.heads;
+        Later later = {0, 0, 0};
+        if (i + a.threads < a.work->count) {  // what this thread will probably take next
+            Item then = a.work->items[i + a.threads];
+            later = keys_of(a.k, then.row, a.seq_lens[then.row] - 1, then.at);
+        }
         if (n > 1) run_prompt_item(a.k, it, a.q, a.out, start, n, past, a.heads);
-        else run_decode_item(a.k, it, a.q + place, a.out + place, past, a.heads, part);
+        else run_decode_item(a.k, it, a.q + place, a.out + place, past, a.heads, later, part);
     }
 }
 
@@ -376,7 +416,7 @@ int attention(const element *q, const element *kv, const int64_t *query_start, c
     int worth = load * heads > 4096;
     Work w;
     if (list_work(&w, &k, query_start, seq_lens, first_row, last_row, (int)heads, worth ? threads() : 1)) return -1;
-    share(w.count, 1, worth, run_items, &(Attention){&k, &w, q, out, query_start, seq_lens, (int)heads});
+    share(w.count, 1, worth, run_items, &(Attention){&k, &w, q, out, query_start, seq_lens, (int)heads, threads()});
     for (int64_t i = 0; i < w.count;) {  // merge the chunks of a row, first to last
         Item it = w.items[i];
         int64_t chunks = 0;
