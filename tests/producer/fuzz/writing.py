@@ -100,7 +100,7 @@ def haunt(world: World, _: str) -> None:
     assert not world.run(calls.alone(world.keys, job_id, work.epoch, name)), "a zombie says what runs alone"
     if job.is_live:
         given = world.run(calls.hand_back(world.keys, name, [held]))
-        # an entry that is no longer the job's may lie there too: whoever had it unclaimed gave it up; a claim removes it
+        # An entry that is no longer the job's may lie there too, given up unclaimed; a claim removes it.
         if world.leads_to(work.delivery):
             assert given == [job.holder == HANDED_BACK], "a zombie handed something back"
     world.run(calls.retry(world.keys, work.delivery, name, work.epoch, "late"))
