@@ -5,6 +5,7 @@ errors.py           what it raises
 cpu/                C kernels for CPUs, compiled once a machine
 gpu/                Triton kernels for GPUs, imported only where they run
 linear.py           Linear: owns its weight; packing (later quantisation, adapters, sharding) lives there alone
+write_spans.py      staged changes of the rows' state, all in one operation
 prepare_batch.py    rows to the flat batch: ids, positions, slots, lengths
 quantised_linear.py products with weights of 8 or 4 bits
 rms_norm.py         RMSNorm, with the residual add

@@ -33,6 +33,7 @@ from kernels.sample import Sample, sample_torch
 from kernels.silu_mul import SiluMul, silu_mul_torch
 from kernels.token_logprobs import TokenLogprobs, token_logprobs_torch
 from kernels.whole_pass import WholePassOf, no_whole_pass
+from kernels.write_spans import WriteSpans, write_spans_torch
 
 
 class Backend(StrEnum):
@@ -48,6 +49,7 @@ class Ops:
     """One implementation of each operation, all of one backend. Signatures: the Protocol in each op's file."""
 
     backend: Backend
+    write_spans: WriteSpans
     prepare_batch: PrepareBatch
     rms_norm: RmsNorm
     norm_rope_write: NormRopeWrite
@@ -66,6 +68,7 @@ class Ops:
 
 _TORCH = Ops(
     backend=Backend.TORCH,
+    write_spans=write_spans_torch,
     prepare_batch=prepare_batch_torch,
     rms_norm=rms_norm_torch,
     norm_rope_write=norm_rope_write_torch,

@@ -24,6 +24,7 @@ from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
 from kernels.gpu.token_logprobs import token_logprobs
+from kernels.gpu.write_spans import write_spans
 
 
 def gpu_ops() -> dict[str, Any]:
@@ -43,6 +44,7 @@ def gpu_ops() -> dict[str, Any]:
         "attention_workspace": attention_workspace,
         "decode_attention": decode_attention,
         "prefill_attention": prefill_attention,
+        "write_spans": write_spans,
         "prepare_batch": prepare_batch,
         "sample": sample,
         "adjust_logits": adjust_logits,

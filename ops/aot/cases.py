@@ -22,6 +22,7 @@ from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
 from kernels.gpu.token_logprobs import token_logprobs
+from kernels.gpu.write_spans import write_spans
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 from kernels.quantised_linear import QuantisedWeight
@@ -166,6 +167,7 @@ CASES: dict[str, Case] = {
     "silu_mul": lambda target: silu_mul(empty(16, 28672)),
     "gelu_mul": lambda target: gelu_mul(empty(16, 28672)),
     "prepare_batch": lambda target: _prepare(),
+    "write_spans": lambda target: write_spans(empty(4096, dtype=torch.int32), empty(64, dtype=torch.int32), 4),
     "sample": lambda target: _sample(),
     "adjust_logits": lambda target: _adjust(),
     "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
@@ -184,6 +186,7 @@ QUICK = {
     "attention prefill, fixed order",
     "norm_rope_write, norms, fp8 pages",
     "prepare_batch",
+    "write_spans",
     "sample",
     "quantised_linear, 4 bits, 16 rows",
     "quantised_linear, 8 bits, 16 rows",

@@ -39,7 +39,9 @@ class Bench:
         plan = self.scheduler.plan()
         self.scheduler.check()
         caught_up = [sequence for sequence, count in plan.tokens.items() if count == sequence.remaining]
-        self.scheduler.advance(plan)
+        self.scheduler.launched(plan)
+        for sequence in plan.tokens:
+            self.scheduler.enter(sequence, sequence.computed)
         for sequence in caught_up:
             sequence.output.append(1)
             if len(sequence.output) >= sequence.params.max_tokens:

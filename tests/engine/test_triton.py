@@ -20,7 +20,8 @@ PARAMS = [
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast order", "fixed order"])
-def test_the_engine_gives_the_same_tokens_on_the_triton_kernels(engine_of: EngineOf, deterministic: bool):
+@pytest.mark.parametrize("ahead", [False, True], ids=["plain loop", "one step ahead"])
+def test_the_engine_gives_the_same_tokens_on_the_triton_kernels(engine_of: EngineOf, deterministic: bool, ahead: bool):
     """Three sequences side by side, greedy and sampled, prompts in chunks, in fp32: every token as torch's."""
     try:
         ops_for(Backend.TRITON)
@@ -28,6 +29,7 @@ def test_the_engine_gives_the_same_tokens_on_the_triton_kernels(engine_of: Engin
         pytest.skip(str(error))
     settings = {"dtype": "float32", "deterministic": deterministic, "token_budget": 24, "max_rows": 3}
     ours, theirs = (
-        engine_of(backend=backend, **settings).generate(PROMPTS, PARAMS) for backend in (Backend.TRITON, Backend.TORCH)
+        engine_of(backend=backend, ahead=ahead and backend is Backend.TRITON, **settings).generate(PROMPTS, PARAMS)
+        for backend in (Backend.TRITON, Backend.TORCH)
     )
     assert [one.token_ids for one in ours] == [one.token_ids for one in theirs]

@@ -8,7 +8,11 @@ budget.py     how many tokens the next step may take, from what steps have taken
 headroom.py   how many pages admission leaves free
 pages.py      PagePool: pages of K/V memory, counted references, and the cache of those that are full
 prefix.py     the keys that pages are found by
-rows.py       RowTable: the state of every seat of the batch, as tensors
+runner.py     Runner: what a plan is handed to; PlainRunner, one step after the other
+rows.py       RowTable: its rows, the state of every seat of the batch, as tensors
+device_runner.py  DeviceRunner: rows on a device, so that steps can run ahead of what has been read
+row_state.py  RowState: those rows, and the changes staged for them
+devices.py    what a DeviceRunner asks of a device; the CPU
 memory.py     how much memory the pool may take
 serve.py      the engine in a process of its own, behind one connection
 """

@@ -34,6 +34,8 @@ class EngineConfig:
                    bfloat16, float16, float32
     backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
     deterministic  a token's values do not depend on what else is in the batch
+    device_rows    keep rows where the model is and let drawn tokens go into them there
+    ahead          launch a step before the one before it is read, which device_rows allow
     threads        of the CPU that a step may use; None: all cores this process may run on
     """
 
@@ -49,6 +51,8 @@ class EngineConfig:
     dtype: str = "auto"
     backend: str = "auto"
     deterministic: bool = False
+    device_rows: bool = False
+    ahead: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:

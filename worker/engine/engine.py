@@ -1,8 +1,9 @@
 """Engine: sequences in, tokens out, one step at a time.
 
-A step's life: the scheduler plans it (scheduler.py), rows become the flat batch (rows.py), the decoder gives the
-logits of those that have caught up (worker/models/decoder.py), sampling gives each its next token (kernels/sample.py),
-and what ended leaves its row.
+A step's life: the scheduler plans it (scheduler.py) and a runner launches it (runner.py): rows become the flat batch,
+the decoder gives the logits of those that have caught up (worker/models/decoder.py), sampling gives each its next token
+(kernels/sample.py). Once it is read, what ended leaves its row. Where steps run ahead, the next step is launched before
+this one is read; a sequence that turns out to have ended is in it once too often, and what that drew is dropped.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from kernels.errors import KernelsUnavailable
 from kernels.linear import can_pack
 from kernels.table import Backend, Ops, best_ops, ops_for
 from worker.engine.config import ConfigError, EngineConfig
+from worker.engine.device_runner import DeviceRunner
+from worker.engine.devices import HostDevice
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
 from worker.engine.rows import RowTable
-from worker.engine.scheduler import Scheduler, SchedulerCounts
-from worker.engine.sequence import FinishReason, Sequence, SequenceParams, refuse_unservable
+from worker.engine.runner import PlainRunner, Read, Runner
+from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
+from worker.engine.sequence import FinishReason, Sequence, SequenceParams, State, refuse_unservable
 from worker.models.checkpoint import locate, weight_bytes
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
@@ -57,6 +61,16 @@ class StepOutput:
     rows: int
     tokens: int
     preempted: int
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A step that was launched: how far each sequence is computed once it is done, and who gets a token."""
+
+    plan: Plan
+    computed: list[tuple[Sequence, int]]
+    sampled: list[Sequence]
+    read: Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +107,19 @@ class Engine:
         self._decoder = decoder
         self._pool = PagePool(num_pages, config.page_size)
         self._scheduler = Scheduler(config, self._pool, self.stats)
-        self._rows = RowTable(ops, config.max_rows, max_len, config.page_size)
         page = (2, model.num_kv_heads, config.page_size, model.head_dim)
         self._kv = torch.empty(model.num_layers, num_pages, *page, dtype=decoder.dtype)
         use_large_pages(self._kv)  # memory is taken page by page as it is first written; nobody reads what is not
+        self._runner: Runner
+        if config.device_rows or config.ahead:
+            self._runner = DeviceRunner(
+                decoder, ops, HostDevice(), self._kv, config.max_rows, max_len, exact_noise=config.deterministic
+            )
+        else:
+            rows = RowTable(ops, config.max_rows, max_len, config.page_size)
+            self._runner = PlainRunner(decoder, rows, self._kv, exact_noise=config.deterministic)
+        self._ahead = config.ahead
+        self._flight: _Flight | None = None  # launched and not read
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = count()
 
@@ -172,21 +195,47 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepOutput:
-        """Run one step over the batch; without work it does nothing. Emissions come in no particular order."""
+        """Launch a step over the batch and read one, the same or the one before; without work it does nothing.
+
+        Emissions come in no particular order.
+        """
         if not self.has_work:
             return StepOutput([], 0, 0, 0)
         began, computed_s = time.perf_counter(), time.process_time()
-        plan = self._scheduler.plan()
-        for sequence in plan.admitted:
-            self._rows.admit(sequence)
-        caught_up = [s for s, tokens in plan.tokens.items() if tokens == s.remaining]
-        batch = self._rows.batch(plan, caught_up)
-        logits = self._decoder.forward(batch, self._kv)
-        self._scheduler.advance(plan)
-        emissions = self._sample(logits, caught_up) if caught_up else []
+        flight = self._flight or self._launch()
+        self._flight = self._launch() if self._ahead else None
+        if flight is None:
+            return StepOutput([], 0, 0, 0)
+        emissions = self._land(flight)
+        plan = flight.plan
         self._count(plan.tokens, len(emissions), began, computed_s)
         self._scheduler.budget.took(sum(plan.tokens.values()), plan.num_decode, time.perf_counter() - began)
         return StepOutput(emissions, len(plan.tokens), sum(plan.tokens.values()), len(plan.preempted))
+
+    def _launch(self) -> _Flight | None:
+        """Plan a step and hand it to the runner; None if there is nothing to do until a step is read."""
+        plan = self._scheduler.plan()
+        if not plan.tokens:
+            return None
+        assert not set(plan.preempted) & set(plan.admitted), "what is read next would go to another stay in the batch"
+        caught_up = [s for s, tokens in plan.tokens.items() if tokens == s.remaining]
+        read = self._runner.launch(plan, caught_up)
+        self._scheduler.launched(plan)
+        for sequence in caught_up:
+            sequence.pending += 1
+        return _Flight(plan, [(s, s.computed) for s in plan.tokens], caught_up, read)
+
+    def _land(self, flight: _Flight) -> list[Emission]:
+        """Read a step. What it gave to sequences that have ended or lost their row since is dropped."""
+        drawn = flight.read()
+        for sequence, computed in flight.computed:
+            if sequence.state is State.RUNNING:
+                self._scheduler.enter(sequence, computed)
+        return [
+            self._advance(sequence, token, sound)
+            for sequence, (token, sound) in zip(flight.sampled, drawn, strict=True)
+            if sequence.state is State.RUNNING
+        ]
 
     def generate(self, prompts: Items[Items[int]], params: SequenceParams | Items[SequenceParams]) -> list[Completion]:
         """Run all prompts to their ends, offline; completions in the order of the prompts.
@@ -262,22 +311,15 @@ class Engine:
         while self.has_work:
             yield from self.step().emissions
 
-    def _sample(self, logits: torch.Tensor, sampled: list[Sequence]) -> list[Emission]:
-        """Give each of `sampled` its next token and let go of those that end."""
-        ids = self._rows.sample(logits, sampled, exact_noise=self.config.deterministic)
-        sound = torch.isfinite(logits[: len(ids)].gather(1, ids.unsqueeze(1)).squeeze(1))
-        return [
-            self._advance(sequence, token, ok)
-            for sequence, token, ok in zip(sampled, ids.tolist(), sound.tolist(), strict=True)
-        ]
-
     def _advance(self, sequence: Sequence, token: int, sound: bool) -> Emission:
+        """Give a sequence the token that was drawn for it, and let go of it if that ends it."""
+        sequence.pending -= 1
         if not sound:
             self.cancel(sequence.id)
             error = f"the model gave no finite logit for output token {len(sequence.output)}"
             return Emission(sequence.id, [], FinishReason.FAILED, error, sequence.cached or 0)
         sequence.output.append(token)
-        self._rows.append(sequence)
+        self._runner.appended(sequence)
         reason = _end(sequence, token)
         if reason is not None:
             self.cancel(sequence.id)

@@ -77,15 +77,18 @@ class Scheduler:
         sequence.state = State.FINISHED
 
     def plan(self) -> Plan:
-        """The next step. Pages for its tokens are taken; `advance` is called once they are computed."""
+        """The next step. Pages for its tokens are taken; `launched` follows once it is sure to be computed.
+
+        It holds nothing if all that is left awaits tokens that are drawn but not read.
+        """
         tokens: dict[Sequence, int] = {}
         preempted: list[Sequence] = []
         admitted: list[Sequence] = []
         self._make_way(preempted)
         made_way = len(preempted)
-        decoding = sum(sequence.remaining == 1 for sequence in self.running)
-        budget = self.budget.next(decoding)
-        for sequence in sorted(self.running, key=lambda s: (s.remaining > 1, s.rank)):
+        running = [sequence for sequence in self.running if not sequence.awaits_its_end]
+        budget = self.budget.next(sum(sequence.remaining == 1 for sequence in running))
+        for sequence in sorted(running, key=lambda s: (s.remaining > 1, s.rank)):
             if sequence.state is not State.RUNNING:
                 continue
             if sequence.remaining > 1 and len(preempted) == made_way:  # those who outrank it come first
@@ -105,18 +108,20 @@ class Scheduler:
         admitted = [sequence for sequence in admitted if sequence.state is State.RUNNING]
         return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted)
 
-    def advance(self, plan: Plan) -> None:
-        """The plan's tokens are computed: count them, and let pages that they filled enter the prefix cache."""
-        size = self.pool.page_size
+    def launched(self, plan: Plan) -> None:
+        """The plan's tokens are computed, or will be before anything that is planned next: count them."""
         for sequence, count in plan.tokens.items():
             self.counts.recomputed_tokens += max(0, min(sequence.reached - sequence.computed, count))
             sequence.computed += count
-            full = sequence.computed // size
-            if self._keys is not None and sequence.entered < full:
-                keys = self._keys.of(sequence, full)
-                for at in range(sequence.entered, full):
-                    self.pool.enter(sequence.pages[at], keys[at])
-                sequence.entered = full
+
+    def enter(self, sequence: Sequence, computed: int) -> None:
+        """A running sequence's first `computed` tokens are computed and known: full pages enter the prefix cache."""
+        full = computed // self.pool.page_size
+        if self._keys is not None and sequence.entered < full:
+            keys = self._keys.of(sequence, full)
+            for at in range(sequence.entered, full):
+                self.pool.enter(sequence.pages[at], keys[at])
+            sequence.entered = full
 
     def _grow(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
         """Give `sequence` pages for `count` more tokens, taking them from lesser ones; False if it had to go itself."""
@@ -152,6 +157,7 @@ class Scheduler:
         """Free its row and pages but keep its tokens: they are computed again when it is admitted again."""
         self._leave_row(sequence)
         sequence.reached, sequence.computed = max(sequence.reached, sequence.computed), 0
+        sequence.pending = 0  # drawn again, from the same noise
         self.counts.preemptions += 1
         self.add(sequence)
 

@@ -107,11 +107,22 @@ class Sequence:
     entered: int = 0  # its first pages that are done with the prefix cache: found in it, or offered to it
     cached: int | None = None  # tokens of the prompt found in it at the first admission; None before
     reached: int = 0  # tokens computed before the last preemption
+    pending: int = 0  # tokens drawn on the device that have not been read yet: 0, or 1 where steps run ahead
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output together."""
-        return len(self.prompt) + len(self.output)
+        """Prompt and output together, with what is drawn but not read."""
+        return len(self.prompt) + self.num_output
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens, with what is drawn but not read."""
+        return len(self.output) + self.pending
+
+    @property
+    def awaits_its_end(self) -> bool:
+        """Whether a token that is not read yet is the last it may have: no step does anything for it until then."""
+        return self.pending > 0 and self.num_output >= self.params.max_tokens
 
     @property
     def remaining(self) -> int:

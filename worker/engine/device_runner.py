@@ -1,0 +1,215 @@
+"""DeviceRunner: rows stay on the device and a drawn token goes straight into its row, so that the next step can be
+launched before the host has read this one's tokens.
+
+A step of decodes alone is padded to one of a short ladder of sizes, all of whose inputs lie in fixed places: a device
+may keep it as a graph. Others (chunks of prompts beside decodes) run one operation at a time. Whether there is a GPU is
+the Device's matter (devices.py): on a CPU the same steps run with nothing to capture and nothing to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.table import Ops
+from worker.engine.devices import Device
+from worker.engine.row_state import STOPS, RowState
+from worker.engine.rows import ladder
+from worker.engine.runner import Read
+from worker.engine.scheduler import Plan
+from worker.engine.sequence import Sequence
+from worker.models.decoder import Decoder
+
+Banned = tuple[Tensor, Tensor]
+
+
+def decode_sizes(max_rows: int) -> list[int]:
+    """The sizes that steps of decodes alone are padded to, none of them 1 (see rows.ladder): at most a third more
+    rows than there are from 8 on."""
+    sizes = [2, 4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows + 1, 64)]
+    return [*(size for size in sizes if size < max_rows), max(2, max_rows)]
+
+
+class DeviceRunner:
+    """See Runner. Everything of a launch is queued on the device; only what `launch` returns waits for it."""
+
+    def __init__(
+        self, decoder: Decoder, ops: Ops, device: Device, kv: Tensor, max_rows: int, max_len: int, *, exact_noise: bool
+    ) -> None:
+        """kv [layers, pages, 2, Hkv, page_size, D] model dtype."""
+        self._decoder, self._ops, self._device, self._kv = decoder, ops, device, kv
+        self._page_size, self._max_len, self._exact_noise = kv.shape[4], max_len, exact_noise
+        self._max_pages = -(-max_len // self._page_size)
+        self.sizes = decode_sizes(max_rows)
+        self.state = RowState(max(max_rows, self.sizes[-1]) + 1, max_len, self._max_pages, kv.device)
+        self._pages_there = [0] * max_rows
+
+    def launch(self, plan: Plan, sampled: Items[Sequence]) -> Read:
+        """See Runner."""
+        for sequence in plan.admitted:
+            self._write(sequence)
+        for sequence in plan.tokens:
+            self._write_new_pages(sequence)
+        wanted = set(map(id, sampled))
+        rows = np.array([s.row for s in plan.tokens], np.int64)
+        lens = np.array(list(plan.tokens.values()), np.int64)
+        chosen = [at for at, s in enumerate(plan.tokens) if id(s) in wanted]
+        banned = self._wide_bans(sampled)
+        if plan.num_decode == len(rows) <= self.sizes[-1] and banned is None:
+            return self._launch_decodes(rows, lens, chosen)
+        places = np.array(chosen, np.int64)
+        L = ladder(len(chosen))
+        self._stage(rows, lens, len(rows), _padded(places, L, 0), _padded(rows[places], L, self.state.nobody))
+        self._flush()
+        result = self.run(len(rows), ladder(int(lens.sum())), L, plan.num_decode, banned)
+        return self._read(result, list(range(len(chosen))))
+
+    def _launch_decodes(self, rows: NDArray[np.int64], lens: NDArray[np.int64], chosen: list[int]) -> Read:
+        """A step of decodes alone, padded. A prompt whose chunk is one token has its draw sent to nobody's seat."""
+        size = next(size for size in self.sizes if size >= len(rows))
+        sampled = np.full(size, self.state.nobody)
+        sampled[chosen] = rows[chosen]
+        self._stage(rows, lens, size, np.arange(size), sampled)
+        self._flush()
+        return self._read(self._device.decode(size, self.run_decodes), chosen)
+
+    def run_decodes(self, size: int) -> Tensor | None:
+        """Compute a step of `size` decodes, padding among them, from the inputs in their places."""
+        return self.run(size, size, size, size, None)
+
+    def run(self, R: int, T: int, L: int, num_decode: int, banned: Banned | None) -> Tensor | None:
+        """Compute a step from the inputs in their places: R rows, T tokens, L draws. Returns [2, L] int64: the ids and
+        whether their logits are finite; None without draws. No call here may wait for the device."""
+        state = self.state
+        batch = self._ops.prepare_batch(
+            state.tokens,
+            state.computed,
+            state.page_table,
+            state.rows[:R],
+            state.lens[:R],
+            state.logits_rows[:L],
+            page_size=self._page_size,
+            num_decode=num_decode,
+            pad_tokens=T,
+            pad_logits=L,
+            num_pages=self._max_pages,
+        )
+        logits = self._decoder.forward(batch, self._kv)
+        state.computed.index_add_(0, state.owners[:R], state.lens[:R])
+        return self._draw(logits, state.sampled[:L], banned) if L else None
+
+    def _draw(self, logits: Tensor, seats: Tensor, banned: Banned | None) -> Tensor:
+        """Sample a token for each of seats [L], write it behind the seat's others, and give [2, L]: see run."""
+        state = self.state
+        computed, prompt_len, top_k, seed, min_tokens = state.wholes.index_select(1, seats)
+        temperature, top_p, min_p = state.reals.index_select(1, seats)
+        offset = computed - prompt_len
+        stops = state.stops.index_select(0, seats)  # [L, STOPS]
+        barred = (offset < min_tokens).unsqueeze(1) & (stops >= 0)
+        bar = torch.where(barred, float("-inf"), float("inf")).to(logits.dtype)
+        logits.scatter_reduce_(1, stops.clamp(min=0).long(), bar, "amin")
+        ids = self._ops.sample(
+            logits, temperature, top_k, top_p, min_p, seed, offset, banned=banned, exact_noise=self._exact_noise
+        )
+        sound = torch.isfinite(logits.gather(1, ids.unsqueeze(1)).squeeze(1))
+        state.tokens.view(-1).index_copy_(0, seats * self._max_len + computed, ids.int())
+        return torch.stack((ids, sound.long()))
+
+    def appended(self, sequence: Sequence) -> None:
+        """See Runner: the step that drew it has written it."""
+
+    def restore(self, sequences: Items[Sequence]) -> None:
+        """See Runner."""
+        self.state.forget_staged()
+        for sequence in sequences:
+            self._write(sequence)
+
+    def _read(self, result: Tensor | None, places: list[int]) -> Read:
+        """The draws at `places` of a result, once it is there."""
+        fetched = self._device.fetch(result)
+
+        def read() -> list[tuple[int, bool]]:
+            got = fetched()
+            if got is None:
+                return []
+            ids, sound = got.tolist()
+            return [(ids[at], bool(sound[at])) for at in places]
+
+        return read
+
+    def _write(self, sequence: Sequence) -> None:
+        """Stage all that the sequence's seat holds, its pages aside."""
+        seat, params, state = sequence.row, sequence.params, self.state
+        assert seat is not None
+        assert sequence.pending == 0, "a token that only the device knows would be lost"
+        stops = self._stops(sequence)
+        few = len(stops) <= STOPS
+        state.stage_wholes(
+            seat,
+            sequence.computed,
+            len(sequence.prompt),
+            params.top_k,
+            params.seed,
+            params.min_tokens if few and stops else 0,
+        )
+        state.stage_reals(seat, params.temperature, params.top_p, params.min_p)
+        if few and stops:
+            state.stage_row("stops", seat, 0, np.array([*stops, *[-1] * (STOPS - len(stops))], np.int32))
+        tokens = np.fromiter((*sequence.prompt, *sequence.output), np.int32, sequence.num_tokens)
+        state.stage_row("tokens", seat, 0, tokens)
+        self._pages_there[seat] = 0
+
+    def _write_new_pages(self, sequence: Sequence) -> None:
+        seat = sequence.row
+        assert seat is not None
+        there, pages = self._pages_there[seat], sequence.pages
+        if there < len(pages):
+            self.state.stage_row("page_table", seat, there, np.array(pages[there:], np.int32))
+            self._pages_there[seat] = len(pages)
+
+    def _stage(
+        self,
+        rows: NDArray[np.int64],
+        lens: NDArray[np.int64],
+        R: int,
+        logits_rows: NDArray[np.int64],
+        sampled: NDArray[np.int64],
+    ) -> None:
+        """Stage a step's inputs, its rows padded to R."""
+        self.state.stage_input("rows", _padded(rows, R, -1))
+        self.state.stage_input("owners", _padded(rows, R, self.state.nobody))
+        self.state.stage_input("lens", _padded(lens, R, 0))
+        self.state.stage_input("logits_rows", logits_rows)
+        self.state.stage_input("sampled", sampled)
+
+    def _flush(self) -> None:
+        """Bring what is staged to the device."""
+        staged = self.state.staged()
+        if staged is not None:
+            packed, count = staged
+            self._ops.write_spans(self.state.words, self._device.upload(packed), count)
+
+    def _stops(self, sequence: Sequence) -> list[int]:
+        """Stop ids that can come, where the sequence may be too young to end."""
+        params, vocab = sequence.params, self._decoder.config.vocab_size
+        return [t for t in params.stop_ids if 0 <= t < vocab] if params.min_tokens else []
+
+    def _wide_bans(self, sampled: Items[Sequence]) -> Banned | None:
+        """Stop ids of sequences that may not end yet and have more of them than a seat holds, as (draw, token)."""
+        pairs: list[tuple[int, int]] = []
+        for at, sequence in enumerate(sampled):
+            if sequence.num_output < sequence.params.min_tokens:
+                stops = self._stops(sequence)
+                pairs += [(at, token) for token in stops] if len(stops) > STOPS else []
+        if not pairs:
+            return None
+        draws, tokens = self._device.upload(np.array(pairs, np.int32).T.copy()).long()
+        return draws, tokens
+
+
+def _padded(values: NDArray[np.int64], count: int, padding: int) -> NDArray[np.int64]:
+    return np.concatenate([values, np.full(count - len(values), padding, np.int64)])

@@ -1,0 +1,46 @@
+"""Device: how a runner brings bytes over, gets results back and repeats a step. The CPU's; a GPU's is in cuda.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Fetched = Callable[[], Tensor | None]
+"""Waits for a result and gives it in the host's memory."""
+
+
+class Device(Protocol):
+    """Where steps run. Whatever is asked of it happens in the order in which it is asked."""
+
+    def upload(self, values: NDArray[Any]) -> Tensor:
+        """A copy on the device, valid until the step after the next is launched."""
+        ...
+
+    def fetch(self, result: Tensor | None) -> Fetched:
+        """Have a step's result brought over, and say how to get it; None: there is none, but the step is to be waited
+        for all the same."""
+        ...
+
+    def decode(self, size: int, run: Callable[[int], Tensor | None]) -> Tensor | None:
+        """run(size), or a graph of it."""
+        ...
+
+
+class HostDevice:
+    """The CPU: all of it is done when a call returns."""
+
+    def upload(self, values: NDArray[Any]) -> Tensor:
+        """See Device."""
+        return torch.from_numpy(values)
+
+    def fetch(self, result: Tensor | None) -> Fetched:
+        """See Device."""
+        return lambda: result
+
+    def decode(self, size: int, run: Callable[[int], Tensor | None]) -> Tensor | None:
+        """See Device."""
+        return run(size)
