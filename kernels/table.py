@@ -98,6 +98,7 @@ def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
     return replace(
         _TORCH,
         backend=Backend.C,
+        prepare_batch=c.prepare_batch,
         rms_norm=c.rms_norm,
         norm_rope_write=c.norm_rope_write,
         attention_workspace=c.attention_workspace,

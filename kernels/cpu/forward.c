@@ -102,9 +102,10 @@ static int attend_all(const Model *m, const Layer *w, const Batch *b, const elem
 // kv: [layers, pages, 2, kv_heads, page_size, D], kv_layer elements a layer. logits [L, vocabulary]. Without memory -1.
 int forward(const Model *m, const Batch *given, element *kv, int64_t kv_layer, int64_t page_size, element *scratch,
             element *logits) {
-    Buffers to = lay_out(m, given->T, scratch);
+    Buffers to = lay_out(m, larger(given->T, given->L), scratch);
     Batch b = *given, kept;
     while (b.R && b.query_start[b.R] == b.query_start[b.R - 1]) b.R--;  // rows of padding
+    b.T = b.query_start[b.R];                                           // and tokens of it: values that mean nothing
     int64_t *numbers = malloc(sizeof(int64_t) * (size_t)(2 * b.L + 1));
     int32_t *table = malloc(sizeof(int32_t) * (size_t)(b.L * b.P + 1));
     int failed = !numbers || !table;

@@ -97,7 +97,7 @@ class _WholePass:
         numbers = (batch.input_ids, batch.positions, batch.slot_mapping, batch.query_start, batch.seq_lens, page_table)
         flat = _Batch(*map(_at, (*numbers, batch.logits_index)), T, len(batch.seq_lens), page_table.shape[1], L)
         logits = torch.empty(L, self._model.head.N, dtype=torch.bfloat16)
-        needed = self._scratch_of(ctypes.byref(self._model), T)
+        needed = self._scratch_of(ctypes.byref(self._model), max(T, L))
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed, dtype=torch.bfloat16)
         failed = self._forward(

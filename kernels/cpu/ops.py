@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.cpu.batch import prepare_batch_in_c
 from kernels.cpu.library import load
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
@@ -36,7 +37,9 @@ class CpuOps:
     def __init__(self, dtype: torch.dtype) -> None:
         """Raises CpuKernelsUnavailable."""
         self.dtype = dtype
-        library = load(str(dtype).removeprefix("torch."))
+        element = str(dtype).removeprefix("torch.")
+        library = load(element)
+        self.prepare_batch = prepare_batch_in_c(element)
         pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         self._attention = library.attention
         self._attention.argtypes = [pointer] * 6 + [integer] * 7 + [real, real, integer]
@@ -156,8 +159,8 @@ class CpuOps:
         assert ids.dtype == torch.int64
         assert ids.is_contiguous()
         self._greatest(logits.data_ptr(), ids.data_ptr(), *logits.shape)
-        warm = (temperature > 0).nonzero().squeeze(1)
-        if warm.numel():
+        if temperature.any():
+            warm = (temperature > 0).nonzero().squeeze(1)
             scores = candidates(logits[warm], temperature[warm], top_k[warm], top_p[warm], min_p[warm])
             keys = row_keys(seed[warm], offset[warm])
             drawn = torch.empty(len(warm), dtype=torch.int64)

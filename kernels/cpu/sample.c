@@ -62,7 +62,7 @@ static void greatest_of_rows(const void *what, int64_t from, int64_t to) {
 
 // logits [R, V] -> ids [R]: ties to the lowest id. A row without any greatest gives 0.
 void greatest(const element *logits, int64_t *ids, int64_t R, int64_t V) {
-    share(R, 1, R * V > 65536, greatest_of_rows, &(Rows){logits, NULL, NULL, ids, V});
+    share(R, 1, R * V > 1 << 20, greatest_of_rows, &(Rows){logits, NULL, NULL, ids, V});
 }
 
 INLINE vu mixed(vu h) {  // murmur3's finaliser

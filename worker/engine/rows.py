@@ -27,13 +27,13 @@ class RowTable:
         self.page_table = torch.zeros(max_rows, -(-max_len // page_size), dtype=torch.int32)
         self._num_pages = [0] * max_rows
         self._prompt_len = torch.zeros(max_rows, dtype=torch.int64)
-        self._temperature = torch.zeros(max_rows)
-        self._top_k = torch.zeros(max_rows, dtype=torch.int64)
-        self._top_p = torch.ones(max_rows)
-        self._min_p = torch.zeros(max_rows)
-        self._seed = torch.zeros(max_rows, dtype=torch.int64)
-        # the same memory seen by numpy: setting one element is ten times as fast
+        # numpy is ten times as fast as torch at setting an element, three times at picking some
         self._tokens_np, self._pages_np = self.tokens.numpy(), self.page_table.numpy()
+        self._temperature = np.zeros(max_rows, np.float32)
+        self._top_k = np.zeros(max_rows, np.int64)
+        self._top_p = np.ones(max_rows, np.float32)
+        self._min_p = np.zeros(max_rows, np.float32)
+        self._seed = np.zeros(max_rows, np.int64)
 
     def admit(self, sequence: Sequence) -> None:
         """Write all that the sequence's row holds."""
@@ -75,14 +75,14 @@ class RowTable:
     def sample(self, logits: Tensor, sampled: list[Sequence], *, exact_noise: bool) -> Tensor:
         """Ids [L] int64 from logits [L or more, vocab], one row for each of `sampled`, padding after them."""
         logits = logits[: len(sampled)]
-        rows = torch.tensor([s.row for s in sampled])
+        rows = np.array([s.row for s in sampled])
         return self._ops.sample(
             logits,
-            self._temperature[rows],
-            self._top_k[rows],
-            self._top_p[rows],
-            self._min_p[rows],
-            self._seed[rows],
+            torch.from_numpy(self._temperature[rows]),
+            torch.from_numpy(self._top_k[rows]),
+            torch.from_numpy(self._top_p[rows]),
+            torch.from_numpy(self._min_p[rows]),
+            torch.from_numpy(self._seed[rows]),
             torch.tensor([len(s.output) for s in sampled]),
             banned=_banned(sampled, logits.shape[1]),
             exact_noise=exact_noise,

@@ -18,6 +18,7 @@ thread that does other work gets in between (ops/bench/LOG.md has the figures).
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import threading
@@ -48,6 +49,7 @@ def serve(connection: Connection) -> None:
         message = f"the model can't be loaded: {type(error).__name__}: {first}"
         connection.send(("unable", message, traceback.format_exc()))
         return
+    gc.freeze()  # what was loaded stays: a collection that looks at torch's modules takes milliseconds of a step
     connection.send(("ready", {**engine.describe(), "load_s": round(time.perf_counter() - began, 3)}))
     inbound: SimpleQueue[Message | None] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbound), daemon=True).start()
