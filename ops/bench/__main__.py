@@ -3,6 +3,7 @@
 Each bench is one file of this folder with a `main(arguments)`; a new one is a file and a line in BENCHES. `--help`
 after a bench's name lists its flags. Kept beside them: LOG.md, what was tried and what came of it.
 
+peers.py peer.py runners/  other systems in their own environments
 models.py               the random model that is measured on
 workload.py             the requests
 systems.py              ways of answering them with this engine; what a run brings
@@ -34,6 +35,7 @@ BENCHES = {
     "pool": "a page pool of half of what is needed: head-room against reserving, and against admitting what fits",
     "long_prompts": "the worst gap of jobs that decode while long prompts keep coming",
     "prefix": "the prefix cache where prompts begin alike, and what it costs where none does",
+    "peers": "beside OpenVINO, vLLM and llama.cpp, where they are given, offline and online",
     "startup": "seconds from the start of a process to its first token, and its memory",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
