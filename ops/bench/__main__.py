@@ -15,7 +15,7 @@ queue_systems.py queue_throughput.py queue_latency.py queue_publish.py
 queue_worker.py queue_readers.py queue_peer.py
                         its programs: our worker without an engine, our readers, a peer's worker and client
 machine.py              the machine, the versions, and what else keeps it busy
-kernel_cases.py device.py  what `kernels` times, with its bytes and operations; a GPU's ceilings
+kernel_cases.py device.py ceilings.py  bytes and operations; ceilings of a GPU and of a CPU
 report.py charts.py     flags, tables, JSON; pictures
 """
 
@@ -31,6 +31,7 @@ from worker.engine_link import THREAD_ENV
 BENCHES = {
     "engine": "this engine beside transformers and beside itself in static batches (the default)",
     "online": "Poisson arrivals: first token, gaps and whole jobs by length",
+    "sweep": "ms a step and tokens/s against width, context, queue length and job length, beside their floors",
     "static": "continuous batching against static batches, by how the outputs' lengths are spread",
     "pool": "a page pool of half of what is needed: head-room against reserving, and against admitting what fits",
     "long_prompts": "the worst gap of jobs that decode while long prompts keep coming",

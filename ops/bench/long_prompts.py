@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workload", choices=("small", "mid"), default="small", help="the model (%(default)s)")
     parser.add_argument("--running", type=int, default=16, help="jobs that decode (%(default)s)")
     parser.add_argument("--prompts", type=int, default=16, help="long ones, two waiting at any time (%(default)s)")
-    parser.add_argument("--length", type=int, default=3000, help="tokens of a long prompt (%(default)s)")
+    parser.add_argument("--length", type=int, default=3072, help="tokens of a long prompt (%(default)s)")
     parser.add_argument("--budget", type=int, default=512, help="token_budget (%(default)s)")
     parser.add_argument("--step-time-s", type=float, help="of the third setting (default: 0.02, mid 0.25)")
     given = parser.parse_args(arguments)

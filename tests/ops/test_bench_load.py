@@ -5,14 +5,17 @@ No figure is judged here: the tests share their machine with others.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from ops.bench import models, pool, static
+from ops.bench import models, pool, static, sweep
+from ops.bench.ceilings import CpuCeilings
 from ops.bench.charts import Line, Panel, draw
 from ops.bench.latencies import Latencies, distribution, length_class
 from ops.bench.long_prompts import _under_long_prompts
+from ops.bench.peer import Peer
 from ops.bench.systems import OnEngine, Run, Wrong
 from ops.bench.workload import Request, equal_lengths, heavy_tailed, poisson, prompts_of, shared_prefixes
 from worker.engine import Engine, SequenceParams
@@ -154,3 +157,90 @@ def test_a_picture_is_drawn_of_lines_and_their_bounds(tmp_path: Path):
     lines = [Line("a", [1, 2], [3, 4]), Line("floor", [1, 2], [1, 1], dashed=True)]
     path = draw(tmp_path / "found.png", "what was found", [Panel("one", "x", "y", lines)] * 3)
     assert path.read_bytes()[1:4] == b"PNG"
+
+
+def test_the_sweep_bench_sets_each_time_beside_its_floor(bench):
+    """Points in order for each part, with floors where there are some, and how steeply each cost grows."""
+    said, found = bench("sweep")
+    assert found["parts"].keys() == {"width", "context", "queue", "length"}
+    for part, points in found["parts"].items():
+        assert [point["x"] for point in points] == sorted({point["x"] for point in points})
+        assert all(point["ms"] > 0 for point in points)
+        assert all(point["floor_ms"] > 0 for point in points if part != "queue")
+    assert set(found["steepest"]) >= {"width, ms", "queue, add_us", "queue, cancel_us"}
+    assert picture(said).exists()
+
+
+def test_a_curve_that_bends_upward_shows_in_its_steepest_piece():
+    """Proportional has exponent 1, quadratic 2, constant 0."""
+    curve = [{"x": x, "ms": x, "us": x * x, "s": 5.0} for x in (1.0, 2.0, 4.0)]
+    assert [sweep.steepest(curve, key) for key in ("ms", "us", "s")] == [1.0, 2.0, 0.0]
+
+
+def test_a_working_sets_reading_rate_lies_between_those_measured():
+    """And beyond them it is the nearest."""
+    ceilings = CpuCeilings([(100, 10.0), (200, 20.0)], 1000.0)
+    assert [ceilings.bytes_s(size) for size in (50, 100, 150, 200, 900)] == [10, 10, 15, 20, 20]
+    assert ceilings.floor_s(100, 5000) == 10.0
+    assert ceilings.floor_s(100, 50_000) == 50.0
+
+
+RUNNER = """
+import sys
+from ops.bench.runners.answering import serve
+
+class Counting:
+    def __init__(self): self.here = {}
+    def add(self, id_, prompt, max_tokens): self.here[id_] = [prompt[0], max_tokens]
+    def step(self):
+        new = {id_: [first] for id_, (first, left) in self.here.items()}
+        self.here = {id_: [first, left - 1] for id_, (first, left) in self.here.items() if left > 1}
+        return new
+    def close(self): print("closed", file=sys.stderr)
+
+def load():
+    print("a library that says something")  # not in the way of the answers
+    return Counting(), "1.0"
+
+serve("counting", load)
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> list[str]:
+    """The command of a peer that answers each prompt with its first id, again and again."""
+    program = tmp_path / "counting.py"
+    program.write_text(RUNNER)
+    return [sys.executable, str(program)]
+
+
+def test_the_peers_bench_sets_other_systems_beside_this_one(bench, counting):
+    """Offline and online, with the version that the other gave and how many times as fast this one is."""
+    said, found = bench("peers", "--online", "--runner", f"counting={' '.join(counting)}")
+    assert [one["name"] for one in found["offline"]] == ["slipstream", "counting"]
+    assert found["versions"] == {"counting": "1.0"}
+    assert found["offline"][0]["output_tokens"] == found["offline"][1]["output_tokens"]
+    assert found["online"]["systems"].keys() == {"slipstream", "counting"}
+    assert "picture: " in said
+
+
+def test_a_peer_answers_in_its_own_process(counting):
+    """Each request to its limit, at times that follow its arrival; again for the next workload."""
+    peer = Peer("counting", counting)
+    try:
+        for _ in range(2):
+            run = peer.run([Request([7, 8], 3), Request([9], 2)], [0.0, 0.02])
+            assert run.token_ids == [[7, 7, 7], [9, 9]]
+            assert run.times[1][0] > 0.02
+    finally:
+        peer.close()
+
+
+def test_a_peer_that_dies_says_what_it_said_last(tmp_path: Path):
+    """Its exit code and the end of its stderr, whether it dies at its start or later."""
+    program = tmp_path / "dying.py"
+    program.write_text("import sys; sys.exit('no such instruction set')")
+    with pytest.raises(Wrong, match=r"exit code 1; it said: no such instruction set"):
+        Peer("dying", [sys.executable, str(program)])
+    with pytest.raises(Wrong, match="does not start"):
+        Peer("missing", [str(tmp_path / "nowhere")])
