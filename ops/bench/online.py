@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    machine = Machine.here()
+    machine = Machine.here(quick=given.quick)
     print("\n".join(machine.lines()))
     print(
         f"{given.threads} threads, bfloat16, {given.rows} rows; {given.requests} requests a run, Poisson arrivals at "

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    machine, others = Machine.here(), Others()
+    machine, others = Machine.here(quick=given.quick), Others()
     print("\n".join(machine.lines()))
     torch.set_num_threads(given.threads)
     directory = models.with_length(model_of(given.workload, given.cache), MAX_LEN)
