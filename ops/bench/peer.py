@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ops.bench.machine import ROOT, Others
@@ -43,7 +45,7 @@ class Peer:
     def run(self, requests: list[Request], arrivals: Sequence[float] | None = None) -> Run:
         """Raises Wrong if the process ends instead of answering."""
         assert self._process.stdin is not None
-        others = Others()
+        others, own_s, began = Others(), _cpu_s(self._process.pid), time.perf_counter()
         asked = {
             "prompts": [request.prompt for request in requests],
             "max_tokens": [request.max_tokens for request in requests],
@@ -55,7 +57,9 @@ class Peer:
         except BrokenPipeError:
             pass  # what it said last is told below
         found = self._answer()
-        return Run(found["tokens"], found["times"], found["wall_s"], found["rows"], others.cores())
+        own = (_cpu_s(self._process.pid) - own_s) / (time.perf_counter() - began)
+        busy = round(max(0.0, others.cores() - own), 2)
+        return Run(found["tokens"], found["times"], found["wall_s"], found["rows"], busy)
 
     def close(self) -> None:
         """Let it end; it does at the end of its input."""
@@ -77,3 +81,9 @@ class Peer:
             raise Wrong(f"{self.name}: its runner ended with exit code {code}; it said: {self._log.read()[-_SHOWN:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far, its threads included."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

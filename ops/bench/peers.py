@@ -90,8 +90,9 @@ def _bench(given: argparse.Namespace) -> int:
         print(f"\n{_online_table(online)}")
         title = f"{given.workload}: Poisson arrivals, {online['rate_requests_per_s']:.1f} a second; {machine.cpu}"
         print(f"picture: {draw(path.with_suffix('.png'), title, _panels(felt))}")
-    if max(one["others_cores"] for one in offline) > BUSY_CORES:
-        print("NOTE: others_cores counts the peers' own processes here, which wait while this engine runs")
+    busiest = max(run["others_cores"] for one in offline for run in one["runs"])
+    if busiest > BUSY_CORES:
+        print(f"WARNING: in one of the runs other processes took {busiest} cores: these figures say little")
     print(f"JSON: {path}")
     return 0
 

@@ -36,7 +36,7 @@ from ops.bench.online import model_of
 from ops.bench.workload import prompts_of
 from worker.engine import ConfigError, Engine, SequenceParams
 
-MAX_LEN = 8192 + 128
+MAX_LEN = 8192 + 512
 STEPS = 24  # of a median, after WARM ones
 WARM = 4
 
@@ -85,7 +85,7 @@ def _bench(given: argparse.Namespace) -> int:
 def width(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.Namespace) -> list[Point]:
     context = 128
     widths = (1, 2, 4) if given.quick else (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    engine = _engine(directory, given, widths[-1], widths[-1] * 6)
+    engine = _engine(directory, given, widths[-1], widths[-1] * 16)
     points = []
     for rows in widths:
         step_s, at = _decoding(engine, rows, context, given)
@@ -97,7 +97,7 @@ def width(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.
 def context(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.Namespace) -> list[Point]:
     rows = 2 if given.quick else 8
     contexts = (64, 128) if given.quick else (128, 256, 512, 1024, 2048, 4096, 8192)
-    engine = _engine(directory, given, rows, rows * (contexts[-1] // 32 + 4))
+    engine = _engine(directory, given, rows, rows * (contexts[-1] // 32 + 16))
     points = []
     for length in contexts:
         step_s, at = _decoding(engine, rows, length, given)
@@ -189,7 +189,9 @@ def _engine(directory: Path, given: argparse.Namespace, rows: int, pages: int) -
 def _decoding(engine: Engine, rows: int, context: int, given: argparse.Namespace) -> tuple[float, int]:
     """(median seconds of a step in which `rows` rows decode, their context in the middle of the measured steps)."""
     steps = 4 if given.quick else STEPS
-    ahead = WARM + steps + rows * context // 512 + 8  # tokens that the first row makes until the last has come
+    ahead = (
+        WARM + steps + rows * context // 256 + 16
+    )  # tokens that the first row makes until the last has come, or more
     for row in range(rows):
         (prompt,) = prompts_of(1, context, seed=row + 1)
         engine.add(row, prompt, SequenceParams(min(engine.max_len - context, ahead)))

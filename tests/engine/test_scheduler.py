@@ -355,6 +355,24 @@ def test_a_sequence_that_was_cancelled_while_waiting_is_not_admitted():
     assert gone.state is State.FINISHED
 
 
+def test_who_is_left_of_a_line_that_many_left_is_admitted_in_order():
+    """Cancelled ones are gone at once from the count, wherever they stood; those that stay keep their places."""
+    bench = Bench(max_rows=1)
+    running = bench.add(3)
+    bench.step()
+    line = [bench.add(3, max_tokens=1) for _ in range(20)]
+    rng = Random(5)
+    left = set(rng.sample(range(20), 4))
+    for count, at in enumerate(rng.sample(sorted(set(range(20)) - left), 16), 1):
+        bench.scheduler.finish(line[at])
+        assert bench.scheduler.num_waiting == 20 - count
+        bench.scheduler.check()
+    bench.scheduler.finish(running)
+    admitted = [sequence for _ in range(4) for sequence in bench.step().admitted]
+    assert admitted == [line[at] for at in sorted(left)]
+    assert bench.scheduler.num_waiting == 0
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
     st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60), st.integers(0, 2), st.integers(0, 6)), max_size=12),

@@ -50,6 +50,7 @@ class Scheduler:
         self.pool = pool
         self.running: list[Sequence] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap by rank
+        self._num_ended = 0  # of them, cancelled while they waited
         self._free_rows = list(range(config.max_rows - 1, -1, -1))
         self.budget = TokenBudget(config.token_budget, config.step_time_s)
         self._max_rows = config.max_rows
@@ -60,7 +61,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences without a row."""
-        return len(self._waiting)
+        return len(self._waiting) - self._num_ended
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence by its rank. It must fit the pool when alone: the engine has checked."""
@@ -71,10 +72,21 @@ class Scheduler:
         """End a sequence, running or waiting; its row and pages are free at once."""
         if sequence.state is State.RUNNING:
             self._leave_row(sequence)
-        elif sequence.state is State.WAITING:
-            self._waiting = [item for item in self._waiting if item[1] is not sequence]
-            heapq.heapify(self._waiting)
+        waited = sequence.state is State.WAITING
         sequence.state = State.FINISHED
+        if waited:
+            self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        """One more that waited has ended. They leave the heap in the front, or all at once where they are half of it.
+
+        Taking each out at once would go through the whole line: 5 ms where 100,000 wait.
+        """
+        self._num_ended += 1
+        if 2 * self._num_ended > len(self._waiting):
+            self._waiting = [item for item in self._waiting if item[1].state is State.WAITING]
+            heapq.heapify(self._waiting)
+            self._num_ended = 0
 
     def plan(self) -> Plan:
         """The next step. Pages for its tokens are taken; `launched` follows once it is sure to be computed.
@@ -141,8 +153,7 @@ class Scheduler:
 
         Only priority counts here, not who came first: among equals nobody makes way.
         """
-        while self._waiting:
-            first = self._waiting[0][1]
+        while (first := self._first()) is not None:
             lesser = [s for s in self.running if s.priority > first.priority]
             if not lesser or (self._free_rows and self._fits(first)):
                 return
@@ -170,9 +181,9 @@ class Scheduler:
         before: only those who outrank this. Returns what it took of the budget.
         """
         left = budget
-        while self._waiting and self._free_rows and left > 0:
-            rank, sequence = self._waiting[0]
-            if (before is not None and rank > before) or not self._fits(sequence):
+        while self._free_rows and left > 0:
+            sequence = self._first()
+            if sequence is None or (before is not None and sequence.rank > before) or not self._fits(sequence):
                 break
             heapq.heappop(self._waiting)
             self._seat(sequence)
@@ -180,6 +191,13 @@ class Scheduler:
             tokens[sequence] = min(sequence.remaining, left)
             left -= tokens[sequence]
         return budget - left
+
+    def _first(self) -> Sequence | None:
+        """The first in line."""
+        while self._waiting and self._waiting[0][1].state is not State.WAITING:
+            heapq.heappop(self._waiting)
+            self._num_ended -= 1
+        return self._waiting[0][1] if self._waiting else None
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether there are pages for it, and head-room beside: none for the only sequence there is."""
@@ -232,8 +250,9 @@ class Scheduler:
             assert sequence.state is State.RUNNING
             assert sequence.computed <= len(sequence.pages) * self.pool.page_size, "tokens computed without a page"
             assert sequence.entered * self.pool.page_size <= sequence.computed, "a page in the cache is not computed"
-        for _, sequence in self._waiting:
-            assert sequence.state is State.WAITING
+        waiting = [sequence for _, sequence in self._waiting if sequence.state is State.WAITING]
+        assert len(waiting) == self.num_waiting, "the line is counted wrongly"
+        for sequence in waiting:
             assert sequence.row is None
             assert not sequence.pages
             assert sequence.computed == 0
