@@ -140,6 +140,8 @@ class Fleet:
         """SIGTERM to all, and wait: they have to end well, and their engines with them."""
         for worker in self.slots:
             worker.resume()
+            if not worker.is_ready:
+                worker.fate.add(-signal.SIGTERM)  # it may still be starting: without a handler, and without a job
             worker.end(signal.SIGTERM, DRAINED)
         deadline = time.monotonic() + _STOPS_WITHIN_S
         for worker in self.slots:
