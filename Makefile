@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help setup demo test fuzz lint format worker bench bench-queue aot gpu-test gpu-bench-kernels chaos lock clean
+.PHONY: help setup demo test fuzz lint format worker bench bench-queue aot gpu-test gpu-bench-kernels gpu-bench-engine gpu-bench-transformers chaos lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ gpu-test: ## on a GPU machine, with its own python3, torch, triton and pytest: t
 
 gpu-bench-kernels: ## on a GPU machine, with its own python3: each kernel checked, then timed against the roofline
 	@$(or $(PYTHON),python3) -m ops.bench kernels $(ARGS)
+
+gpu-bench-engine: ## on a GPU machine, with its own python3: steps against the floor, and 256 requests, on random weights
+	@$(or $(PYTHON),python3) -m ops.bench gpu_engine $(ARGS)
+
+gpu-bench-transformers: ## the same 256 requests with transformers, in static batches and with its continuous batching
+	@$(or $(PYTHON),python3) -m ops.bench gpu_engine --with transformers $(ARGS)
 
 chaos: $(READY) ## workers, Redis and network killed, paused and cut under load; then an audit to the token (ARGS=--short)
 	@$(RUN) ops.chaos $(ARGS)

@@ -40,7 +40,7 @@ class PrepareBatch(Protocol):
     computed    [max_rows] int64: how many of them have their K/V in the pages; += query_lens is the caller's
     page_table  [max_rows, max_pages] int32
     rows        [R] int64, query_lens [R] int64 (>= 1), logits_rows [L] int64 (indices into rows). A negative row is
-                padding, after all others; its query_lens is 0
+                padding, after all others; its query_lens is 0, and its logits are those of any token
     page_size   tokens a page; num_decode: how many rows in front add exactly one token
     pad_tokens, pad_logits  lengths to pad T and L to: few distinct shapes, so products and graphs are made once
     num_pages   P; None: the pages of the longest row
@@ -112,7 +112,7 @@ def prepare_batch_torch(
         query_start=query_start,
         seq_lens=seq_lens,
         page_table=pages,
-        logits_index=F.pad(query_start[1:][logits_rows] - 1, (0, more_logits)),
+        logits_index=F.pad((query_start[1:][logits_rows] - 1).clamp(min=0), (0, more_logits)),
         num_decode=num_decode,
     )
     if out is None:

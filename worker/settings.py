@@ -31,6 +31,10 @@ ENGINE_FIELDS = (
     "dtype",
     "backend",
     "deterministic",
+    "device",
+    "ahead",
+    "graphs",
+    "memory_share",
     "threads",
 )
 
@@ -84,8 +88,14 @@ class Settings(BaseSettings):
     watermark: float = Field(0.02, ge=0, lt=1, description="share of the pool that admission leaves free")
     headroom: float = Field(0.2, ge=0, le=1, description="share of running jobs' possible growth left free, at first")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
-    backend: Literal["auto", "c", "torch"] = Field("auto", description="of the operations; auto: the fastest here")
+    backend: Literal["auto", "c", "torch", "triton"] = Field(
+        "auto", description="of the operations; auto: the fastest here"
+    )
     deterministic: bool = Field(False, description="the same tokens whatever else is in the batch")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where torch finds one")
+    ahead: bool | None = Field(None, description="launch a step before the last one is read; on a GPU by default")
+    graphs: bool = Field(True, description="on a GPU, keep steps of decodes alone as CUDA graphs")
+    memory_share: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that may be taken")
     threads: int | None = Field(None, ge=1, description="CPU threads of a step; all cores by default")
 
     lease_s: float = Field(15.0, ge=1, description="seconds without renewal after which others may take a job over")

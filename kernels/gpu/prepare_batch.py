@@ -132,4 +132,4 @@ def _prepare_batch(
         at = (program - R - 1) * LOGITS + tl.arange(0, LOGITS)
         last = tl.load(logits_rows_ptr + at, mask=at < wanted, other=0)
         ends = tl.sum(tl.where(each[None, :] <= last[:, None], lens[None, :], 0), 1)  # [LOGITS]
-        tl.store(logits_index_ptr + at, tl.where(at < wanted, ends - 1, 0), mask=at < L)
+        tl.store(logits_index_ptr + at, tl.where(at < wanted, tl.maximum(ends - 1, 0), 0), mask=at < L)

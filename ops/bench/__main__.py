@@ -15,6 +15,7 @@ queue_systems.py queue_throughput.py queue_latency.py queue_publish.py
 queue_worker.py queue_readers.py queue_peer.py
                         its programs: our worker without an engine, our readers, a peer's worker and client
 machine.py              the machine, the versions, and what else keeps it busy
+gpu_transformers.py     what `gpu_engine` is put beside
 kernel_cases.py device.py ceilings.py  bytes and operations; ceilings of a GPU and of a CPU
 report.py charts.py     flags, tables, JSON; pictures
 """
@@ -41,6 +42,7 @@ BENCHES = {
     "overhead": "microseconds a step of the engine takes with the maths taken out",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
     "queue": "the queue layer by itself, with an engine that computes nothing; beside other queues",
+    "gpu_engine": "decoding on a GPU against the floor, on random weights; without one the floors alone",
     "kernels": "each Triton kernel against the roofline; without a GPU the floors alone, as predictions",
 }
 

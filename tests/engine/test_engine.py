@@ -61,6 +61,8 @@ def test_a_step_says_what_it_gave_and_how_full_it_was(engine_of: EngineOf):
         "admitted_tokens": 43,
         "cached_tokens": 0,
         "recomputed_tokens": 0,
+        "ran_out_of_memory": 0,
+        "compiled_late": 0,
     }
 
 
@@ -267,6 +269,7 @@ def test_the_engine_describes_itself(engine_of: EngineOf, backend: str):
     described = engine.describe()
     assert described == {
         "architecture": "LlamaForCausalLM",
+        "device": "cpu",
         "backend": backend,
         "slower_because": None,
         "dtype": "float32",

@@ -27,6 +27,12 @@ class TokenBudget:
             return self._most
         return min(self._most, max(int(self._tokens), num_decode + LEAST_CHUNK))
 
+    def shrink(self, least: int) -> bool:
+        """Halve the most there may be, to `least` at least: memory ran out. Whether that made it less."""
+        before, self._most = self._most, min(self._most, max(least, self._most // 2))
+        self._tokens = min(self._tokens, float(self._most))
+        return self._most < before
+
     def took(self, tokens: int, num_decode: int, seconds: float) -> None:
         """A step of so many tokens, num_decode of them decodes, took so long."""
         if self._step_time_s is None or tokens - num_decode < LEAST_CHUNK // 2 or 2 * tokens < self._tokens:

@@ -9,6 +9,7 @@ from kernels.paged_attention import KEY_BLOCK
 from kernels.table import Backend
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
 PAGE_SIZES = (16, 32, 64, 128)
 
 
@@ -34,8 +35,11 @@ class EngineConfig:
                    bfloat16, float16, float32
     backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
     deterministic  a token's values do not depend on what else is in the batch
-    device_rows    keep rows where the model is and let drawn tokens go into them there
-    ahead          launch a step before the one before it is read, which device_rows allow
+    device         auto (cuda where there is a GPU that torch can use, else cpu), cpu, cuda
+    device_rows    keep rows where the model is and let drawn tokens go into them there; always so on a GPU
+    ahead          launch a step before the one before it is read, with device_rows; None: on a GPU
+    graphs         on a GPU, keep steps of decodes alone as graphs
+    memory_share   of a GPU's memory that weights, pages and scratch may take together
     threads        of the CPU that a step may use; None: all cores this process may run on
     """
 
@@ -51,8 +55,11 @@ class EngineConfig:
     dtype: str = "auto"
     backend: str = "auto"
     deterministic: bool = False
+    device: str = "auto"
     device_rows: bool = False
-    ahead: bool = False
+    ahead: bool | None = None
+    graphs: bool = True
+    memory_share: float = 0.9
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +89,8 @@ class EngineConfig:
         self._expect(0.0 <= self.headroom <= 1.0, "headroom", self.headroom, "in [0, 1]")
         self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
         self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c, torch or triton")
+        self._expect(self.device in DEVICES, "device", self.device, f"one of {DEVICES}")
+        self._expect(0.0 < self.memory_share <= 1.0, "memory_share", self.memory_share, "above 0 and at most 1")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._expect(
             self.threads is None or 1 <= self.threads <= cores,

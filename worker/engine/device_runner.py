@@ -26,12 +26,16 @@ from worker.models.decoder import Decoder
 
 Banned = tuple[Tensor, Tensor]
 
+_DRAWS = 4
+"""Draws of a step are padded to a multiple of this, so that columns of their values begin at multiples of 16 bytes: a
+kernel is compiled once more for a tensor that doesn't."""
+
 
 def decode_sizes(max_rows: int) -> list[int]:
-    """The sizes that steps of decodes alone are padded to, none of them 1 (see rows.ladder): at most a third more
-    rows than there are from 8 on."""
-    sizes = [2, 4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows + 1, 64)]
-    return [*(size for size in sizes if size < max_rows), max(2, max_rows)]
+    """The sizes that steps of decodes alone are padded to, multiples of _DRAWS: from 16 on at most half as much again
+    as there are rows."""
+    sizes = [4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows, 64)]
+    return [*(size for size in sizes if size < max_rows), _draws(max_rows)]
 
 
 class DeviceRunner:
@@ -41,12 +45,12 @@ class DeviceRunner:
         self, decoder: Decoder, ops: Ops, device: Device, kv: Tensor, max_rows: int, max_len: int, *, exact_noise: bool
     ) -> None:
         """kv [layers, pages, 2, Hkv, page_size, D] model dtype."""
-        self._decoder, self._ops, self._device, self._kv = decoder, ops, device, kv
+        self._decoder, self._ops, self._device, self.kv = decoder, ops, device, kv
         self._page_size, self._max_len, self._exact_noise = kv.shape[4], max_len, exact_noise
         self._max_pages = -(-max_len // self._page_size)
         self.sizes = decode_sizes(max_rows)
-        self.state = RowState(max(max_rows, self.sizes[-1]) + 1, max_len, self._max_pages, kv.device)
-        self._pages_there = [0] * max_rows
+        self.state = RowState(self.sizes[-1] + 1, max_len, self._max_pages, kv.device)
+        self._max_rows, self._pages_there = max_rows, [0] * max_rows
 
     def launch(self, plan: Plan, sampled: Items[Sequence]) -> Read:
         """See Runner."""
@@ -62,7 +66,7 @@ class DeviceRunner:
         if plan.num_decode == len(rows) <= self.sizes[-1] and banned is None:
             return self._launch_decodes(rows, lens, chosen)
         places = np.array(chosen, np.int64)
-        L = ladder(len(chosen))
+        L = _draws(len(chosen))
         self._stage(rows, lens, len(rows), _padded(places, L, 0), _padded(rows[places], L, self.state.nobody))
         self._flush()
         result = self.run(len(rows), ladder(int(lens.sum())), L, plan.num_decode, banned)
@@ -98,7 +102,7 @@ class DeviceRunner:
             pad_logits=L,
             num_pages=self._max_pages,
         )
-        logits = self._decoder.forward(batch, self._kv)
+        logits = self._decoder.forward(batch, self.kv)
         state.computed.index_add_(0, state.owners[:R], state.lens[:R])
         return self._draw(logits, state.sampled[:L], banned) if L else None
 
@@ -119,11 +123,34 @@ class DeviceRunner:
         state.tokens.view(-1).index_copy_(0, seats * self._max_len + computed, ids.int())
         return torch.stack((ids, sound.long()))
 
+    def rest(self) -> None:
+        """Let a step's inputs be padding alone: any step may be run then, and does nothing to anyone."""
+        nothing, size = np.zeros(0, np.int64), self.sizes[-1]
+        self._stage(nothing, nothing, size, np.zeros(size, np.int64), np.full(size, self.state.nobody))
+        self._flush()
+
+    def warm_up(self, most_tokens: int) -> None:
+        """Run steps of every kind that compiles something of its own, over padding: all widths, with and without
+        decodes, and with as many tokens as there will be."""
+        self.rest()
+        widths = [1 << at for at in range((self._max_rows - 1).bit_length() + 1)]
+        for width in widths:
+            for decodes in sorted({0, width // 2}):
+                self.run(width, ladder(width), _DRAWS, decodes, None)
+        for size in self.sizes:
+            self.run_decodes(size)
+        self.run_most_tokens(most_tokens)
+
+    def run_most_tokens(self, most_tokens: int) -> None:
+        """A step that takes the most memory a step may take, over padding (after `rest`)."""
+        self.run(self._max_rows, ladder(most_tokens), self.sizes[-1], self._max_rows // 2, None)
+
     def appended(self, sequence: Sequence) -> None:
         """See Runner: the step that drew it has written it."""
 
     def restore(self, sequences: Items[Sequence]) -> None:
         """See Runner."""
+        self._device.relieve()
         self.state.forget_staged()
         for sequence in sequences:
             self._write(sequence)
@@ -209,6 +236,10 @@ class DeviceRunner:
             return None
         draws, tokens = self._device.upload(np.array(pairs, np.int32).T.copy()).long()
         return draws, tokens
+
+
+def _draws(count: int) -> int:
+    return -(-count // _DRAWS) * _DRAWS
 
 
 def _padded(values: NDArray[np.int64], count: int, padding: int) -> NDArray[np.int64]:

@@ -29,6 +29,10 @@ class Device(Protocol):
         """run(size), or a graph of it."""
         ...
 
+    def relieve(self) -> None:
+        """Memory ran out: give back what is only kept for later."""
+        ...
+
 
 class HostDevice:
     """The CPU: all of it is done when a call returns."""
@@ -44,3 +48,6 @@ class HostDevice:
     def decode(self, size: int, run: Callable[[int], Tensor | None]) -> Tensor | None:
         """See Device."""
         return run(size)
+
+    def relieve(self) -> None:
+        """See Device: the CPU's allocator keeps nothing."""

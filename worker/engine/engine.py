@@ -12,11 +12,12 @@ import os
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count, repeat
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kernels.cpu.large_pages import use_large_pages
 from kernels.cpu.ops import fits
@@ -24,15 +25,17 @@ from kernels.errors import KernelsUnavailable
 from kernels.linear import can_pack
 from kernels.table import Backend, Ops, best_ops, ops_for
 from worker.engine.config import ConfigError, EngineConfig
+from worker.engine.cuda import CompileWatch
 from worker.engine.device_runner import DeviceRunner
 from worker.engine.devices import HostDevice
+from worker.engine.gpu_fit import find_gpu, refuse_unfit
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
 from worker.engine.rows import RowTable
 from worker.engine.runner import PlainRunner, Read, Runner
 from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, State, refuse_unservable
-from worker.models.checkpoint import locate, weight_bytes
+from worker.models.checkpoint import Checkpoint, Weights, locate, weight_bytes
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
 
@@ -90,36 +93,35 @@ class EngineStats(SchedulerCounts):
     row_steps: int = 0  # rows that took part, summed over steps: row_steps / steps is the mean width
     computed_tokens: int = 0
     generated_tokens: int = 0
-    busy_seconds: float = field(default=0.0)
+    busy_seconds: float = 0.0
+    ran_out_of_memory: int = 0  # steps that did not happen for it
+    waited_s: float = 0.0  # of the busy seconds, those spent waiting for a step to be done
     longest_step_s: float = 0.0  # while this process computed: one that is stopped or waits is at no step
 
 
 class Engine:
     """Continuous batching of one model. Not thread-safe: one loop owns it."""
 
-    def __init__(self, decoder: Decoder, ops: Ops, config: EngineConfig, num_pages: int, max_len: int) -> None:
-        """Use from_pretrained. num_pages and max_len (tokens) are resolved."""
-        self.model = model = decoder.config
+    def __init__(
+        self, decoder: Decoder, ops: Ops, config: EngineConfig, kv: Tensor, runner: Runner, max_len: int, *, ahead: bool
+    ) -> None:
+        """Use from_pretrained or from_weights. kv [layers, pages, 2, Hkv, page_size, D]; max_len (tokens) is resolved.
+
+        ahead: launch a step before the one before it is read, which the runner must allow.
+        """
+        self.model = decoder.config
         self.config, self.max_len = config, max_len
         self.stats = EngineStats()
         self.backend = ops.backend
         self.slower_because: str | None = None  # why no faster backend runs
-        self._decoder = decoder
-        self._pool = PagePool(num_pages, config.page_size)
+        self.compiled: CompileWatch | None = None  # what Triton compiled once this was warm; None: nothing watches
+        self.start_figures: dict[str, Any] = {}  # what a start on a GPU took, by part
+        self._decoder, self._kv, self._runner, self._ahead = decoder, kv, runner, ahead
+        self._pool = PagePool(kv.shape[1], config.page_size)
         self._scheduler = Scheduler(config, self._pool, self.stats)
-        page = (2, model.num_kv_heads, config.page_size, model.head_dim)
-        self._kv = torch.empty(model.num_layers, num_pages, *page, dtype=decoder.dtype)
-        use_large_pages(self._kv)  # memory is taken page by page as it is first written; nobody reads what is not
-        self._runner: Runner
-        if config.device_rows or config.ahead:
-            self._runner = DeviceRunner(
-                decoder, ops, HostDevice(), self._kv, config.max_rows, max_len, exact_noise=config.deterministic
-            )
-        else:
-            rows = RowTable(ops, config.max_rows, max_len, config.page_size)
-            self._runner = PlainRunner(decoder, rows, self._kv, exact_noise=config.deterministic)
-        self._ahead = config.ahead
         self._flight: _Flight | None = None  # launched and not read
+        self._ran_out = False  # of memory, in the launch before
+        self._hopeless: Sequence | None = None  # it did so for this one alone
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = count()
 
@@ -129,7 +131,7 @@ class Engine:
     ) -> Engine:
         """An engine for a directory in Hugging Face format or a hub id; settings are EngineConfig's fields.
 
-        Raises ModelError (files, architecture), ConfigError (a setting, or too little memory).
+        Raises ModelError (files, architecture), ConfigError (a setting, this machine's GPU, or too little memory).
         """
         if config is not None and settings:
             raise ConfigError(f"give a config or settings, not both; got a config and {', '.join(settings)}")
@@ -137,6 +139,10 @@ class Engine:
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         directory = locate(os.fspath(model))
         shape = read_config(directory)
+        if device_of(config) == "cuda":
+            gpu = find_gpu()
+            refuse_unfit(gpu, shape, _gpu_dtype(config, shape.dtype), config.page_size, weight_bytes(directory))
+            return cls.from_weights(Checkpoint(directory, torch.device("cuda")), shape, config)
         dtype = _dtype(config, shape.dtype)
         max_len = _max_len(config, shape)
         num_pages = _num_pages(config, shape, dtype, max_len, free_bytes() - weight_bytes(directory))
@@ -144,9 +150,36 @@ class Engine:
         with torch.inference_mode():
             ops, slower_because = _ops(config, shape, dtype)
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
-            engine = cls(decoder, ops, config, num_pages, max_len)
+            page = (2, shape.num_kv_heads, config.page_size, shape.head_dim)
+            kv = torch.empty(shape.num_layers, num_pages, *page, dtype=dtype)
+            use_large_pages(kv)  # memory is taken page by page as it is first written; nobody reads what is not
+            runner: Runner
+            if config.device_rows or config.ahead:
+                how = {"exact_noise": config.deterministic}
+                runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, max_len, **how)
+            else:
+                rows = RowTable(ops, config.max_rows, max_len, config.page_size)
+                runner = PlainRunner(decoder, rows, kv, exact_noise=config.deterministic)
+            engine = cls(decoder, ops, config, kv, runner, max_len, ahead=bool(config.ahead))
             engine.slower_because = slower_because
             return engine
+
+    @classmethod
+    def from_weights(cls, weights: Weights, shape: ModelConfig, config: EngineConfig) -> Engine:
+        """An engine on the GPU where `weights` are to lie. Raises as from_pretrained does."""
+        from worker.engine.gpu_start import start  # a CPU worker's start does without it
+
+        dtype, max_len = _gpu_dtype(config, shape.dtype), _max_len(config, shape)
+
+        def num_pages(free: int) -> int:
+            return _num_pages(config, shape, dtype, max_len, free, share=1.0)
+
+        made = start(weights, shape, config, dtype, max_len, num_pages)
+        max_len = min(max_len, made.kv.shape[1] * config.page_size)
+        ahead = config.ahead is not False
+        engine = cls(made.decoder, made.ops, config, made.kv, made.runner, max_len, ahead=ahead)
+        engine.compiled, engine.start_figures = made.compiled, made.figures
+        return engine
 
     def add(
         self,
@@ -203,9 +236,9 @@ class Engine:
             return StepOutput([], 0, 0, 0)
         began, computed_s = time.perf_counter(), time.process_time()
         flight = self._flight or self._launch()
-        self._flight = self._launch() if self._ahead else None
-        if flight is None:
-            return StepOutput([], 0, 0, 0)
+        self._flight = self._launch() if self._ahead and not self._ran_out else None
+        if flight is None:  # memory ran out
+            return StepOutput(self._fail_hopeless(), 0, 0, 0)
         emissions = self._land(flight)
         plan = flight.plan
         self._count(plan.tokens, len(emissions), began, computed_s)
@@ -213,21 +246,46 @@ class Engine:
         return StepOutput(emissions, len(plan.tokens), sum(plan.tokens.values()), len(plan.preempted))
 
     def _launch(self) -> _Flight | None:
-        """Plan a step and hand it to the runner; None if there is nothing to do until a step is read."""
+        """Plan a step and hand it to the runner; None if there is nothing to do until a step is read.
+
+        None too if memory runs out: then some of the work makes way for the rest, which the next launch goes on with.
+        """
+        if self._ran_out:  # whatever was launched before has been read since
+            self._runner.restore(self._scheduler.running)
+            self._ran_out = False
         plan = self._scheduler.plan()
         if not plan.tokens:
             return None
         assert not set(plan.preempted) & set(plan.admitted), "what is read next would go to another stay in the batch"
         caught_up = [s for s, tokens in plan.tokens.items() if tokens == s.remaining]
-        read = self._runner.launch(plan, caught_up)
+        try:
+            read = self._runner.launch(plan, caught_up)
+        except torch.OutOfMemoryError:
+            self._ran_out = True
+            self.stats.ran_out_of_memory += 1
+            self._hopeless = self._scheduler.shed(plan)
+            return None
         self._scheduler.launched(plan)
         for sequence in caught_up:
             sequence.pending += 1
         return _Flight(plan, [(s, s.computed) for s in plan.tokens], caught_up, read)
 
+    def _fail_hopeless(self) -> list[Emission]:
+        """End the sequence that memory ran out for alone and in the smallest of steps, if there is one."""
+        sequence, self._hopeless = self._hopeless, None
+        if sequence is None or sequence.state is not State.RUNNING:
+            return []
+        self.cancel(sequence.id)
+        error = (
+            f"memory ran out in a step of this sequence alone, at token {sequence.computed} of {sequence.num_tokens}"
+        )
+        return [Emission(sequence.id, [], FinishReason.FAILED, error, sequence.cached or 0)]
+
     def _land(self, flight: _Flight) -> list[Emission]:
         """Read a step. What it gave to sequences that have ended or lost their row since is dropped."""
+        began = time.perf_counter()
         drawn = flight.read()
+        self.stats.waited_s += time.perf_counter() - began
         for sequence, computed in flight.computed:
             if sequence.state is State.RUNNING:
                 self._scheduler.enter(sequence, computed)
@@ -267,6 +325,7 @@ class Engine:
         """What there is of what, as plain values: for logs, and for whoever feeds this engine."""
         return {
             "architecture": self.model.architecture,
+            "device": self._kv.device.type,
             "backend": self.backend.value,
             "slower_because": self.slower_because,
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
@@ -279,6 +338,7 @@ class Engine:
             "pool_bytes": self._kv.numel() * self._kv.element_size(),
             "deterministic": self.config.deterministic,
             "threads": torch.get_num_threads(),
+            **self.start_figures,
         }
 
     def load(self) -> dict[str, int]:
@@ -295,6 +355,8 @@ class Engine:
             "admitted_tokens": self.stats.admitted_tokens,
             "cached_tokens": self.stats.cached_tokens,
             "recomputed_tokens": self.stats.recomputed_tokens,
+            "ran_out_of_memory": self.stats.ran_out_of_memory,
+            "compiled_late": len(self.compiled.late) if self.compiled else 0,
             "longest_step_ms": round(self.stats.longest_step_s * 1000),
         }
 
@@ -342,6 +404,21 @@ def _end(sequence: Sequence, token: int) -> FinishReason | None:
     return FinishReason.LENGTH if len(sequence.output) >= sequence.params.max_tokens else None
 
 
+def device_of(config: EngineConfig) -> str:
+    """cpu or cuda: what is asked for, else a GPU where torch finds one."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _gpu_dtype(config: EngineConfig, checkpoint: str) -> torch.dtype:
+    name = config.dtype if config.dtype != "auto" else checkpoint
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"config.json names dtype {name!r}; give --dtype bfloat16 or float16")
+    return dtype
+
+
 def _dtype(config: EngineConfig, checkpoint: str) -> torch.dtype:
     """The dtype to compute in: the one asked for, or the checkpoint's where this CPU is good at it."""
     asked = config.dtype
@@ -381,8 +458,15 @@ def _max_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_len or model.max_len
 
 
-def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max_len: int, free: int) -> int:
-    """The pages asked for, or those for all rows at full length, at most what a quarter of `free` bytes holds."""
+def _num_pages(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    max_len: int,
+    free: int,
+    share: float = _POOL_SHARE,
+) -> int:
+    """The pages asked for, or those for all rows at full length, at most what that share of `free` bytes holds."""
     page_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * config.page_size * dtype.itemsize
     free = max(0, free)
     if config.num_pages is not None:
@@ -392,10 +476,11 @@ def _num_pages(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, max
                 f"{config.num_pages * page_bytes:,} bytes, {free:,} are free; give at most {free // page_bytes:,}"
             )
         return config.num_pages
-    affordable = int(free * _POOL_SHARE) // page_bytes
+    affordable = int(free * share) // page_bytes
     if affordable < 1:
+        part = "a quarter of the" if share == _POOL_SHARE else "all of the"
         raise ConfigError(
-            f"not enough memory for a page pool: one page takes {page_bytes:,} bytes, and a quarter of the "
+            f"not enough memory for a page pool: one page takes {page_bytes:,} bytes, and {part} "
             f"{free:,} free bytes is all it may take; free memory or give num_pages"
         )
     return min(config.max_rows * -(-max_len // config.page_size), affordable)

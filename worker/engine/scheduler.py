@@ -120,6 +120,17 @@ class Scheduler:
         admitted = [sequence for sequence in admitted if sequence.state is State.RUNNING]
         return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted)
 
+    def shed(self, plan: Plan) -> Sequence | None:
+        """Memory ran out in the plan's step, which did not happen: the youngest of it makes way, and steps take fewer
+        tokens from now on. Returns the sequence if it is the only one and steps can't become smaller: hopeless."""
+        youngest = max(plan.tokens, key=lambda s: s.rank)
+        smaller = self.budget.shrink(self._max_rows)
+        if len(plan.tokens) > 1:
+            self._preempt(youngest)
+        elif not smaller:
+            return youngest
+        return None
+
     def launched(self, plan: Plan) -> None:
         """The plan's tokens are computed, or will be before anything that is planned next: count them."""
         for sequence, count in plan.tokens.items():

@@ -1,12 +1,14 @@
 """A checkpoint's tensors: safetensors, whole or sharded, one at a time so that each can be released once packed.
 
-Only safetensors: a pickle runs code, and a model is data.
+They are mapped straight to the device that they are asked for. Only safetensors: a pickle runs code, and a model is
+data.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,13 +56,36 @@ def _from_hub(model: str) -> Path:
     return Path(config).parent
 
 
+class Weights(Protocol):
+    """Where a decoder takes its tensors from: a Checkpoint, or what stands in for one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they lie once they are taken."""
+        ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The tensor `name` of that shape, as dtype. Raises ModelError."""
+        ...
+
+    def refuse_unused(self, prefix: str) -> None:
+        """Raise ModelError if nothing took a tensor under `prefix`."""
+        ...
+
+
 class Checkpoint:
     """The tensors of a model directory, by name."""
 
-    def __init__(self, directory: Path) -> None:
-        """Read the index; raises ModelError if there is no safetensors file or the index names a missing one."""
+    def __init__(self, directory: Path, device: torch.device | None = None) -> None:
+        """Read the index; raises ModelError if there is no safetensors file or the index names a missing one.
+
+        device: where the tensors are to lie; the CPU by default.
+        """
         self._files = _files_by_tensor(directory)
         self._directory = directory
+        self.device = device or torch.device("cpu")
         self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -75,7 +100,7 @@ class Checkpoint:
         if file is None:
             raise ModelError(f"{self._directory}: the weights hold no tensor {name}; is the checkpoint complete?")
         try:
-            with safe_open(file, framework="pt") as tensors:
+            with safe_open(file, framework="pt", device=str(self.device)) as tensors:
                 tensor: Tensor = tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file} can't be read ({error}); download it again") from None

@@ -15,7 +15,7 @@ from kernels.linear import Linear
 from kernels.prepare_batch import FlatBatch
 from kernels.table import Ops
 from kernels.whole_pass import DecoderWeights
-from worker.models.checkpoint import Checkpoint
+from worker.models.checkpoint import Checkpoint, Weights
 from worker.models.config import ModelConfig
 from worker.models.rope import cos_sin_table
 
@@ -23,9 +23,7 @@ from worker.models.rope import cos_sin_table
 class _Layer:
     """One decoder layer's weights: packed QKV and gate-up, output and down projections, norms."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, index: int, dtype: torch.dtype, fixed: bool
-    ) -> None:
+    def __init__(self, checkpoint: Weights, config: ModelConfig, index: int, dtype: torch.dtype, fixed: bool) -> None:
         prefix = f"model.layers.{index}."
         hidden, D = config.hidden_size, config.head_dim
         q, kv, inner = config.num_heads * D, config.num_kv_heads * D, config.intermediate_size
@@ -59,9 +57,18 @@ class Decoder:
     """
 
     def __init__(
-        self, directory: Path, config: ModelConfig, ops: Ops, dtype: torch.dtype, *, max_len: int, deterministic: bool
+        self,
+        weights: Path | Weights,
+        config: ModelConfig,
+        ops: Ops,
+        dtype: torch.dtype,
+        *,
+        max_len: int,
+        deterministic: bool,
     ) -> None:
-        checkpoint = Checkpoint(directory)
+        """weights: a directory, whose tensors are taken to the CPU, or where to take them from."""
+        checkpoint = Checkpoint(weights) if isinstance(weights, Path) else weights
+        self.device = checkpoint.device
         shape = (config.vocab_size, config.hidden_size)
         self.config, self.dtype = config, dtype
         self._ops, self._deterministic = ops, deterministic
@@ -72,7 +79,7 @@ class Decoder:
         head = self._embedding if tied else checkpoint.take("lm_head.weight", shape, dtype)
         checkpoint.refuse_unused("model.")
         self._head = Linear(head, deterministic=deterministic)
-        self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len)
+        self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).to(self.device)
         self._scale = config.head_dim**-0.5
         self._whole_pass = ops.whole_pass_of(
             DecoderWeights(

@@ -1,0 +1,192 @@
+"""The engine on a GPU: `make gpu-test`. Where there is none, some of these run in Triton's interpreter, on fewer
+tokens, so that they are in order when there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from kernels.errors import KernelsUnavailable
+from kernels.table import Backend, ops_for
+from tests.models.checkpoints import VOCAB, Shelf, load, random_prompts
+from worker.engine import Engine, EngineConfig, SequenceParams
+from worker.models.config import parse_config
+from worker.models.random_weights import RandomWeights
+
+transformers.utils.logging.disable_progress_bar()
+
+THERE = torch.cuda.is_available()
+on_gpu = pytest.mark.skipif(not THERE, reason="no GPU here")
+PLACE: dict[str, Any] = {"device": "cuda"} if THERE else {"device": "cpu", "backend": "triton", "ahead": True}
+LENGTHS, TOKENS = ((5, 40, 17, 200, 3, 33), 40) if THERE else ((5, 20), 3)
+FAMILIES = (
+    ["llama, llama3 rope", "mistral, window of 24, wide heads", "qwen2, tied", "qwen3, sharded"]
+    if THERE
+    else ["qwen3, sharded"]
+)
+PROMPTS = random_prompts(LENGTHS)
+MIXED = [
+    SequenceParams(TOKENS, temperature=temperature, seed=seed, top_k=top_k, top_p=top_p)
+    for seed, (temperature, top_k, top_p) in enumerate(
+        [(0.0, 0, 1.0), (0.9, 0, 1.0), (0.8, 20, 0.9), (0.0, 0, 1.0), (1.0, 0, 0.8), (0.7, 5, 1.0)]
+    )
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def there_are_kernels() -> Iterator[None]:
+    try:
+        ops_for(Backend.TRITON)
+    except KernelsUnavailable as error:
+        pytest.skip(str(error))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("shelf"))
+
+
+EngineOf = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def engine_of(shelf: Shelf) -> EngineOf:
+    """engine_of(name, **settings): an engine on a tiny checkpoint, in fp32 unless said."""
+
+    def make(name: str = "llama, llama3 rope", **settings: Any) -> Engine:
+        shape = {"max_rows": 6, "token_budget": 64, "page_size": 16, "max_len": 320, "step_time_s": None}
+        return Engine.from_pretrained(
+            shelf(name), **{"dtype": "float32", "num_pages": 200, **shape, **PLACE, **settings}
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_greedy_tokens_are_those_of_transformers(shelf: Shelf, engine_of: EngineOf, name: str):
+    """Each family, side by side here, one at a time there, on the same device, in fp32."""
+    model = load(shelf(name)).to("cuda" if THERE else "cpu")
+    ours = engine_of(name).generate(PROMPTS, SequenceParams(TOKENS))
+    for prompt, completion in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([prompt], device=model.device)
+        how = {"do_sample": False, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), **how)[0, len(prompt) :]
+        assert completion.token_ids == theirs.tolist()
+
+
+@on_gpu
+def test_graphs_change_no_token(engine_of: EngineOf):
+    """With graphs, without, and without running ahead: the same, sampled ones too."""
+    expected = engine_of(graphs=False, ahead=False).generate(PROMPTS, MIXED)
+    for way in ({}, {"graphs": False}, {"ahead": False}):
+        engine = engine_of(**way)
+        assert bool(engine.describe()["graphs"]) == way.get("graphs", True)
+        assert engine.generate(PROMPTS, MIXED) == expected
+        engine.check()
+
+
+@on_gpu
+def test_the_triton_kernels_give_the_tokens_of_the_reference(engine_of: EngineOf):
+    """On the same device, one after the other."""
+    assert engine_of().generate(PROMPTS, MIXED) == engine_of(backend="torch", graphs=False).generate(PROMPTS, MIXED)
+
+
+def true_shape(**settings: Any) -> Engine:
+    """Four layers of Llama-3.1-8B's shape, random, in bf16; on a CPU one tiny layer."""
+    sizes = (4096, 14336, 32, 8, 4, 32000) if THERE else (64, 128, 4, 2, 1, VOCAB)
+    hidden, inner, heads, kv_heads, layers, vocab = sizes
+    shape = parse_config(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": vocab,
+            "hidden_size": hidden,
+            "intermediate_size": inner,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "num_hidden_layers": layers,
+            "max_position_embeddings": 2048,
+            "dtype": "bfloat16",
+        },
+        None,
+    )
+    config = EngineConfig(**{"max_rows": 32, "token_budget": 512, "step_time_s": None, **settings})
+    return Engine.from_weights(RandomWeights(torch.device("cuda"), tied=False), shape, config)
+
+
+def texts(lengths: list[int]) -> list[list[int]]:
+    drawn = Random(3)
+    return [[drawn.randrange(32000) for _ in range(length)] for length in lengths]
+
+
+@on_gpu
+def test_in_deterministic_mode_a_sequence_gets_the_same_tokens_alone_among_others_and_after_preemption():
+    """bf16 at true width: chunks of another size, neighbours, too few pages, another engine; to the token."""
+    prompts = texts([700, 30, 1, 511, 513, 90, 260, 33])
+    params = [SequenceParams(60, temperature=0.8 * (at % 2), seed=at) for at in range(len(prompts))]
+    among = true_shape(deterministic=True).generate(prompts, params)
+    alone = true_shape(deterministic=True, token_budget=100, max_rows=4)
+    for at in (0, 1, 4, 7):
+        assert alone.generate([prompts[at]], params[at]) == [among[at]]
+    tight = true_shape(deterministic=True, num_pages=48)
+    assert tight.generate(prompts, params) == among
+    assert tight.stats.preemptions > 0
+
+
+@on_gpu
+def test_no_step_waits_for_the_device_but_to_read_tokens_and_none_compiles():
+    """Prompts in chunks and decodes, arriving in between: torch raises at a synchronising call, Triton's hook at a
+    compilation. The read waits for an event, which torch does not count."""
+    engine = true_shape()
+    assert engine.compiled is not None
+    prompts = texts([300, 5, 64, 700, 17, 1, 33, 200])
+    engine.generate(prompts, SequenceParams(4))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with engine.compiled.raising():
+            for id_, prompt in enumerate(prompts):
+                engine.add(id_, prompt, SequenceParams(20, temperature=0.5 * (id_ % 2), seed=id_))
+                engine.step()
+            while engine.has_work:
+                engine.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert engine.compiled.late == []
+
+
+@on_gpu
+def test_the_pool_takes_what_is_left_and_the_start_is_told_by_part():
+    """Pages fill the share that may be taken; seconds and bytes stand in the description, which the worker logs."""
+    engine = true_shape(max_rows=256, memory_share=0.5)
+    described = engine.describe()
+    assert set(described["start_s"]) >= {"weights", "memory", "warm-up", "capture"}
+    memory = described["memory_bytes"]
+    assert described["pool_bytes"] <= memory["pages"]
+    assert torch.cuda.memory_reserved() < 0.55 * memory["total"]
+
+
+@on_gpu
+def test_memory_that_runs_out_sheds_work_and_goes_on():
+    """A step that can't be had, as the allocator says it: the tokens are those of an engine that had room."""
+    engine = true_shape(deterministic=True)
+    prompts = texts([300, 400, 100, 200])
+    expected = engine.generate(prompts, SequenceParams(10))
+    engine.forget_prefixes()
+    forward = engine._decoder.forward
+
+    def limited(batch: Any, kv: torch.Tensor) -> torch.Tensor:
+        if len(batch.input_ids) > 300:
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+        return forward(batch, kv)
+
+    engine._decoder.forward = limited  # type: ignore[method-assign]
+    assert engine.generate(prompts, SequenceParams(10)) == expected
+    assert engine.stats.ran_out_of_memory > 0

@@ -1,0 +1,102 @@
+"""What an engine runs with on a GPU: weights, pages, rows, graphs; made in the order in which they need memory.
+
+The pages of K/V take what is left once the weights lie there and the largest steps have shown what they take beside.
+Then everything that compiles is run once over padding, and steps of decodes alone are captured. None of it has been
+seen on hardware yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.errors import KernelsUnavailable
+from kernels.table import Backend, Ops, ops_for
+from worker.engine.config import ConfigError, EngineConfig
+from worker.engine.cuda import CompileWatch, CudaDevice, measured_memory
+from worker.engine.device_runner import DeviceRunner
+from worker.models.checkpoint import Weights
+from worker.models.config import ModelConfig
+from worker.models.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Started:
+    """All that an engine needs, and what its start took: seconds and bytes, by part."""
+
+    decoder: Decoder
+    ops: Ops
+    kv: Tensor  # [layers, pages, 2, Hkv, page_size, D]
+    runner: DeviceRunner
+    max_len: int
+    compiled: CompileWatch
+    figures: dict[str, Any]
+
+
+@torch.inference_mode()
+def start(
+    weights: Weights,
+    model: ModelConfig,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    max_len: int,
+    num_pages_of: Callable[[int], int],
+) -> Started:
+    """Load, measure, warm up, capture. num_pages_of(bytes): how many pages to make where so many bytes are free.
+
+    Raises ConfigError where the backend can't be had or memory is short.
+    """
+    seconds, began = dict[str, float](), time.perf_counter()
+
+    def done(part: str) -> None:
+        nonlocal began
+        torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds[part], began = round(now - began, 3), now
+
+    ops = _ops(config)
+    done("kernels")
+    decoder = Decoder(weights, model, ops, dtype, max_len=max_len, deterministic=config.deterministic)
+    done("weights")
+    page = (2, model.num_kv_heads, config.page_size, model.head_dim)
+
+    def pages(count: int) -> Tensor:
+        return torch.empty(model.num_layers, count, *page, dtype=dtype, device=weights.device)
+
+    device = CudaDevice()
+    runner = DeviceRunner(decoder, ops, device, pages(1), config.max_rows, max_len, exact_noise=config.deterministic)
+    runner.rest()
+    runner.run_most_tokens(config.token_budget)  # compiles; what it takes is measured once it is warm
+    done("first step")
+    memory = measured_memory(
+        config.memory_share,
+        lambda: runner.run_most_tokens(config.token_budget),
+        lambda: runner.run_decodes(runner.sizes[-1]),
+    )
+    runner.kv = pages(num_pages_of(memory.pages))
+    done("memory")
+    runner.warm_up(config.token_budget)
+    done("warm-up")
+    watch = CompileWatch()
+    if ops.backend is Backend.TRITON:
+        if config.graphs:
+            device.capture(runner.sizes, runner.run_decodes)
+        done("capture")
+        watch.start()
+    figures = {"start_s": seconds, "memory_bytes": asdict(memory), "graphs": device.num_graphs}
+    return Started(decoder, ops, runner.kv, runner, max_len, watch, figures)
+
+
+def _ops(config: EngineConfig) -> Ops:
+    backend = Backend.TRITON if config.backend == "auto" else Backend(config.backend)
+    if backend is Backend.C:
+        raise ConfigError("backend c is for CPUs; on device cuda give --backend auto, triton or torch")
+    try:
+        return ops_for(backend)
+    except KernelsUnavailable as error:
+        raise ConfigError(f"backend {backend} can't be had here: {error}; give --backend torch") from None
