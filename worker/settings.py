@@ -28,6 +28,7 @@ ENGINE_FIELDS = (
     "prefix_cache",
     "watermark",
     "headroom",
+    "max_drafts",
     "dtype",
     "backend",
     "deterministic",
@@ -87,6 +88,7 @@ class Settings(BaseSettings):
     prefix_cache: bool = Field(True, description="keep K/V pages of what ended for jobs that begin alike")
     watermark: float = Field(0.02, ge=0, lt=1, description="share of the pool that admission leaves free")
     headroom: float = Field(0.2, ge=0, le=1, description="share of running jobs' possible growth left free, at first")
+    max_drafts: int = Field(16, ge=0, description="most tokens guessed from a job's own text and checked at once")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
     backend: Literal["auto", "c", "torch", "triton"] = Field(
         "auto", description="of the operations; auto: the fastest here"

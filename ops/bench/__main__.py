@@ -40,6 +40,7 @@ BENCHES = {
     "peers": "beside OpenVINO, vLLM and llama.cpp, where they are given, offline and online",
     "startup": "seconds from the start of a process to its first token, and its memory",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
+    "speculation": "tokens/s with speculation by prompt lookup, as a multiple of those without",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
     "queue": "the queue layer by itself, with an engine that computes nothing; beside other queues",
     "gpu_engine": "decoding on a GPU against the floor, on random weights; without one the floors alone",
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["-h"], ["--help"]):
         print("usage: python -m ops.bench [bench] [flags of the bench]\n")
-        print("\n".join(f"  {name:<10}{what}" for name, what in BENCHES.items()))
+        print("\n".join(f"  {name:<13}{what}" for name, what in BENCHES.items()))
         print("\n`python -m ops.bench engine --help` lists a bench's flags.")
         return 0
     named = bool(given) and not given[0].startswith("-")

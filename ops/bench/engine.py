@@ -26,7 +26,7 @@ from ops.bench.figures import Figures
 from ops.bench.machine import BUSY_CORES, Machine
 from ops.bench.systems import OnEngine, Run, System, Wrong
 from ops.bench.workload import Request, Workload, demo_jobs, mixed_lengths
-from worker.engine import ConfigError, Engine
+from worker.engine import ConfigError, Engine, EngineConfig
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 STATIC_BATCH = 16  # of transformers: on two cores 16 was its best (8 and 16 were tried)
@@ -128,7 +128,12 @@ def _judge(workload: Workload, runs: dict[str, list[Run]]) -> list[dict[str, Any
 def _systems(workload: Workload, given: argparse.Namespace) -> tuple[list[System], str]:
     """The systems asked for, and the backend that this engine runs on."""
     engine = Engine.from_pretrained(
-        workload.model, dtype=given.dtype, max_rows=given.rows, threads=given.threads, backend=given.backend
+        workload.model,
+        dtype=given.dtype,
+        max_rows=given.rows,
+        threads=given.threads,
+        backend=given.backend,
+        max_drafts=0 if workload.fixed else EngineConfig.max_drafts,  # random weights repeat themselves as no text does
     )
     systems: list[System] = [OnEngine(engine), *(OnEngine(engine, batch) for batch in _static(given.rows))]
     if BASELINE in given.systems:

@@ -43,6 +43,7 @@ def warm_up_tokens(tokens: int) -> int:
 def main() -> int:
     given = _arguments()
     settings = {"dtype": "bfloat16", "max_rows": given.rows, "threads": given.threads, "backend": given.backend}
+    settings["max_drafts"] = 0  # one token a row and step, or steps would not compare
     samples = _alone(given, settings) if given.way == "alone" else _work(given, settings)
     json.dump(samples, sys.stdout)
     sys.stdout.flush()

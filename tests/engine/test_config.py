@@ -35,6 +35,7 @@ GIB = 1 << 30
         ({"watermark": 1.0}, r"watermark must be in \[0, 1\); got 1.0"),
         ({"watermark": -0.1}, "watermark must be in"),
         ({"headroom": 1.1}, r"headroom must be in \[0, 1\]; got 1.1"),
+        ({"max_drafts": -1}, r"max_drafts must be 0 \(off\) or more; got -1"),
         ({"step_time_s": 0.0}, "step_time_s must be above 0 and at most 60 seconds, or None; got 0.0"),
         ({"watermark": float("nan")}, "watermark must be in"),
         ({"dtype": "int8"}, r"dtype must be one of \('auto', 'bfloat16', 'float16', 'float32'\); got 'int8'"),

@@ -63,6 +63,8 @@ def test_a_step_says_what_it_gave_and_how_full_it_was(engine_of: EngineOf):
         "recomputed_tokens": 0,
         "ran_out_of_memory": 0,
         "compiled_late": 0,
+        "drafted_tokens": 0,
+        "accepted_tokens": 0,
     }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from kernels.prepare_batch import FlatBatch
 from worker.engine import Engine, FinishReason, SequenceParams
+from worker.engine.rows import Place
+from worker.engine.runner import PlainRunner
 
 
 class RecordedEngine:
@@ -24,16 +25,24 @@ class RecordedEngine:
         self.logits: dict[int, list[Tensor]] = {}
         self.reasons: dict[int, FinishReason] = {}
         self.errors: dict[int, str] = {}
-        self._last = torch.empty(0)
+        self._last: dict[
+            tuple[int, int], Tensor
+        ] = {}  # by sequence and offset, what each place of a step was drawn from
         self._params: dict[int, SequenceParams] = {}
-        forward = engine._decoder.forward
+        runner = engine._runner
+        assert isinstance(runner, PlainRunner)
+        forward, sample = engine._decoder.forward, runner._rows.sample
 
         def recorded(batch: FlatBatch, kv: Tensor) -> Tensor:
             self.batches.append(batch)
-            self._last = forward(batch, kv)
-            return self._last
+            return forward(batch, kv)
+
+        def sampled(logits: Tensor, places: list[Place], *, exact_noise: bool) -> Tensor:
+            self._last = {(s.id, offset): row for (s, offset), row in zip(places, logits[: len(places)], strict=True)}
+            return sample(logits, places, exact_noise=exact_noise)
 
         engine._decoder.forward = recorded  # type: ignore[method-assign]
+        runner._rows.sample = sampled  # type: ignore[method-assign]
 
     def add(self, id_: int, prompt: Sequence[int], params: SequenceParams, output: Sequence[int] = ()) -> None:
         """Queue one; what it writes comes after `output`."""
@@ -41,14 +50,16 @@ class RecordedEngine:
         self._params[id_], self.tokens[id_], self.logits[id_] = params, list(output), []
 
     def step(self) -> None:
-        """One step. Its logits and its emissions stand in the same order; a greedy token shows that they do."""
+        """One step. Each token beside the logits of its place; a greedy token shows that they belong together."""
         emissions = self.engine.step().emissions
         self.engine.check()
-        for emission, logits in zip(emissions, self._last[: len(emissions)], strict=True):
+        for emission in emissions:
+            first = len(self.tokens[emission.id])
+            logits = [self._last[emission.id, first + at] for at in range(max(1, len(emission.token_ids)))]
             if self._params[emission.id] == SequenceParams(self._params[emission.id].max_tokens) and emission.token_ids:
-                assert emission.token_ids == [int(logits.argmax())]
+                assert emission.token_ids == [int(row.argmax()) for row in logits]
             self.tokens[emission.id] += emission.token_ids
-            self.logits[emission.id].append(logits.float().clone())
+            self.logits[emission.id] += [row.float().clone() for row in logits]
             if emission.reason is not None:
                 self.reasons[emission.id] = emission.reason
             if emission.error is not None:

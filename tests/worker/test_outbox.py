@@ -56,6 +56,19 @@ def test_tokens_are_in_the_stream_after_a_flush_and_the_end_after_the_last(begun
     assert (result.text, result.token_ids) == ("1 2 3 4 5 6 7 8 9", tuple(tokens))
 
 
+def test_a_stop_string_among_several_tokens_of_a_step_ends_the_job_there(half, producer, text):
+    """What the step gave beyond it is dropped, and the engine is told to forget the sequence."""
+    anna = half("anna")
+    producer.submit(prompt="Count from 1 to 9", stop=["4"], max_tokens=100)
+    (job,) = anna.take()
+    several = text.encode_prompt("1 2 3 4 5 6")[1:]
+    assert anna.outbox.take([(job.sequence_id, several, None, None, 0)]) == [job.sequence_id]
+    anna.outbox.flush()
+    result = producer.result(job.job_id, timeout=10)
+    assert (result.text, result.finish_reason) == ("1 2 3 ", "stop")
+    assert list(result.token_ids) == text.encode_prompt("1 2 3 4")[1:]
+
+
 def test_a_flush_whose_answer_was_lost_is_made_again_and_doubles_nothing(begun, tokens):
     """Redis has the tokens, the worker does not know: it sends them again, and with them what came since."""
     anna, job = begun

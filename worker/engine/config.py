@@ -31,6 +31,8 @@ class EngineConfig:
     prefix_cache   keep full pages after their sequences ended, for those that begin alike
     watermark      share of the pool that admitting a sequence leaves free, so that running ones can grow
     headroom       and share of what they could still grow by, at the start; it rises when pages run out and decays
+    max_drafts     most tokens of a sequence that are guessed from its prompt and output and checked in one step, where
+                   that pays; 0: none. Not with device_rows
     dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
                    bfloat16, float16, float32
     backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
@@ -52,6 +54,7 @@ class EngineConfig:
     prefix_cache: bool = True
     watermark: float = 0.02
     headroom: float = 0.2
+    max_drafts: int = 16
     dtype: str = "auto"
     backend: str = "auto"
     deterministic: bool = False
@@ -87,6 +90,7 @@ class EngineConfig:
         self._expect(self.max_len is None or self.max_len >= 2, "max_len", self.max_len, "at least 2")
         self._expect(0.0 <= self.watermark < 1.0, "watermark", self.watermark, "in [0, 1)")
         self._expect(0.0 <= self.headroom <= 1.0, "headroom", self.headroom, "in [0, 1]")
+        self._expect(self.max_drafts >= 0, "max_drafts", self.max_drafts, "0 (off) or more")
         self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
         self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c, torch or triton")
         self._expect(self.device in DEVICES, "device", self.device, f"one of {DEVICES}")

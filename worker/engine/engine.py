@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import count, islice, repeat
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from worker.engine.rows import RowTable
 from worker.engine.runner import PlainRunner, Read, Runner
 from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, State, refuse_unservable
+from worker.engine.speculation import Speculation
 from worker.models.checkpoint import Checkpoint, Weights, locate, weight_bytes
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
@@ -44,7 +45,7 @@ _POOL_SHARE = 0.25  # of the free memory, for the default pool
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What a step gave a sequence: one token, and why it ended if it did. A failed one has an error and no token.
+    """What a step gave a sequence: a token, or several, and why it ended if it did. A failed one has an error and none.
 
     cached_tokens: those of its prompt whose K/V came from the prefix cache.
     """
@@ -118,7 +119,9 @@ class Engine:
         self.start_figures: dict[str, Any] = {}  # what a start on a GPU took, by part
         self._decoder, self._kv, self._runner, self._ahead = decoder, kv, runner, ahead
         self._pool = PagePool(kv.shape[1], config.page_size)
-        self._scheduler = Scheduler(config, self._pool, self.stats)
+        guesses = config.max_drafts > 0 and isinstance(runner, PlainRunner)  # a guess needs the last token at hand
+        speculation = Speculation(config.max_drafts) if guesses else None
+        self._scheduler = Scheduler(config, self._pool, self.stats, speculation)
         self._flight: _Flight | None = None  # launched and not read
         self._ran_out = False  # of memory, in the launch before
         self._hopeless: Sequence | None = None  # it did so for this one alone
@@ -241,8 +244,8 @@ class Engine:
             return StepOutput(self._fail_hopeless(), 0, 0, 0)
         emissions = self._land(flight)
         plan = flight.plan
-        self._count(plan.tokens, len(emissions), began, computed_s)
-        self._scheduler.budget.took(sum(plan.tokens.values()), plan.num_decode, time.perf_counter() - began)
+        self._count(plan.tokens, sum(len(e.token_ids) for e in emissions), began, computed_s)
+        self._scheduler.took(plan, time.perf_counter() - began)
         return StepOutput(emissions, len(plan.tokens), sum(plan.tokens.values()), len(plan.preempted))
 
     def _launch(self) -> _Flight | None:
@@ -257,7 +260,7 @@ class Engine:
         if not plan.tokens:
             return None
         assert not set(plan.preempted) & set(plan.admitted), "what is read next would go to another stay in the batch"
-        caught_up = [s for s, tokens in plan.tokens.items() if tokens == s.remaining]
+        caught_up = [s for s, tokens in plan.tokens.items() if tokens >= s.remaining]
         try:
             read = self._runner.launch(plan, caught_up)
         except torch.OutOfMemoryError:
@@ -284,14 +287,18 @@ class Engine:
     def _land(self, flight: _Flight) -> list[Emission]:
         """Read a step. What it gave to sequences that have ended or lost their row since is dropped."""
         began = time.perf_counter()
-        drawn = flight.read()
+        drawn, drafts = flight.read(), flight.plan.drafts
         self.stats.waited_s += time.perf_counter() - began
+        groups: Iterator[Items[tuple[int, bool]]] = zip(drawn, strict=True)  # as a rule each sequence has one
+        if drafts:
+            each = iter(drawn)
+            groups = (list(islice(each, len(drafts.get(s, ())) + 1)) for s in flight.sampled)
         for sequence, computed in flight.computed:
             if sequence.state is State.RUNNING:
                 self._scheduler.enter(sequence, computed)
         return [
-            self._advance(sequence, token, sound)
-            for sequence, (token, sound) in zip(flight.sampled, drawn, strict=True)
+            self._advance(sequence, group, drafts.get(sequence, ()))
+            for sequence, group in zip(flight.sampled, groups, strict=True)
             if sequence.state is State.RUNNING
         ]
 
@@ -357,6 +364,8 @@ class Engine:
             "recomputed_tokens": self.stats.recomputed_tokens,
             "ran_out_of_memory": self.stats.ran_out_of_memory,
             "compiled_late": len(self.compiled.late) if self.compiled else 0,
+            "drafted_tokens": self.stats.drafted_tokens,
+            "accepted_tokens": self.stats.accepted_tokens,
             "longest_step_ms": round(self.stats.longest_step_s * 1000),
         }
 
@@ -373,19 +382,31 @@ class Engine:
         while self.has_work:
             yield from self.step().emissions
 
-    def _advance(self, sequence: Sequence, token: int, sound: bool) -> Emission:
-        """Give a sequence the token that was drawn for it, and let go of it if that ends it."""
+    def _advance(self, sequence: Sequence, drawn: Items[tuple[int, bool]], drafts: Items[int]) -> Emission:
+        """Give a sequence what was drawn behind its last token and each draft, and let go of it if that ends it.
+
+        What was drawn behind a draft counts if that draft and all before it are what was drawn in their places.
+        """
         sequence.pending -= 1
-        if not sound:
+        taken: list[int] = []
+        reason = None
+        for (token, sound), guess in zip(drawn, (*drafts, None), strict=True):
+            if not sound:
+                break  # behind a draft that held, the next step finds the same
+            sequence.output.append(token)
+            taken.append(token)
+            reason = _end(sequence, token)
+            if reason is not None or token != guess:
+                break
+        if not taken:
             self.cancel(sequence.id)
             error = f"the model gave no finite logit for output token {len(sequence.output)}"
             return Emission(sequence.id, [], FinishReason.FAILED, error, sequence.cached or 0)
-        sequence.output.append(token)
         self._runner.appended(sequence)
-        reason = _end(sequence, token)
+        self._scheduler.drew(sequence, taken)
         if reason is not None:
             self.cancel(sequence.id)
-        return Emission(sequence.id, [token], reason, None, sequence.cached or 0)
+        return Emission(sequence.id, taken, reason, None, sequence.cached or 0)
 
     def _count(self, tokens: dict[Sequence, int], generated: int, began: float, computed_s: float) -> None:
         stats = self.stats

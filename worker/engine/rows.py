@@ -7,6 +7,8 @@ by deltas only.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from kernels.prepare_batch import FlatBatch
 from kernels.table import Ops
 from worker.engine.scheduler import Plan
 from worker.engine.sequence import Sequence
+
+Place = tuple[Sequence, int]
+"""Where a token is drawn: a sequence, and the token's place in its output."""
 
 
 class RowTable:
@@ -52,14 +57,20 @@ class RowTable:
         self._tokens_np[sequence.row, sequence.num_tokens - 1] = sequence.output[-1]
 
     def batch(self, plan: Plan, sampled: list[Sequence]) -> FlatBatch:
-        """The flat batch of a plan; logits of the `sampled` sequences, in their order, which is the plan's."""
+        """The flat batch of a plan; logits of the `sampled` sequences, in their order, which is the plan's.
+
+        Drafts are written behind a row's tokens, where what is drawn takes their place; behind the last token and each
+        draft logits are wanted.
+        """
         sequences = list(plan.tokens)
+        for sequence, found in plan.drafts.items():
+            self._tokens_np[sequence.row, sequence.num_tokens : sequence.num_tokens + len(found)] = found
         for sequence in sequences:
             self._write_new_pages(sequence)
         rows = torch.tensor([s.row for s in sequences])
         self.computed[rows] = torch.tensor([s.computed for s in sequences])
         wanted = set(map(id, sampled))
-        return self._ops.prepare_batch(
+        batch = self._ops.prepare_batch(
             self.tokens,
             self.computed,
             self.page_table,
@@ -71,11 +82,12 @@ class RowTable:
             pad_tokens=ladder(sum(plan.tokens.values())),
             pad_logits=ladder(len(sampled)),
         )
+        return replace(batch, logits_index=_logits_index(plan, wanted)) if plan.drafts else batch
 
-    def sample(self, logits: Tensor, sampled: list[Sequence], *, exact_noise: bool) -> Tensor:
-        """Ids [L] int64 from logits [L or more, vocab], one row for each of `sampled`, padding after them."""
-        logits = logits[: len(sampled)]
-        rows = np.array([s.row for s in sampled])
+    def sample(self, logits: Tensor, places: list[Place], *, exact_noise: bool) -> Tensor:
+        """Ids [L] int64 from logits [L or more, vocab], one row for each of `places`, padding after them."""
+        logits = logits[: len(places)]
+        rows = np.array([s.row for s, _ in places])
         return self._ops.sample(
             logits,
             torch.from_numpy(self._temperature[rows]),
@@ -83,8 +95,8 @@ class RowTable:
             torch.from_numpy(self._top_p[rows]),
             torch.from_numpy(self._min_p[rows]),
             torch.from_numpy(self._seed[rows]),
-            torch.tensor([len(s.output) for s in sampled]),
-            banned=_banned(sampled, logits.shape[1]),
+            torch.tensor([offset for _, offset in places]),
+            banned=_banned(places, logits.shape[1]),
             exact_noise=exact_noise,
         )
 
@@ -108,14 +120,38 @@ def ladder(count: int) -> int:
     return -(-count // step) * step
 
 
-def _early(sequence: Sequence) -> bool:
-    """Whether the sequence may not end yet."""
-    return len(sequence.output) < sequence.params.min_tokens and bool(sequence.params.stop_ids)
+def places_of(plan: Plan, sampled: list[Sequence]) -> list[Place]:
+    """Where a step draws tokens: behind the last token of each of `sampled`, and behind each of its drafts."""
+    if not plan.drafts:
+        return [(s, len(s.output)) for s in sampled]
+    return [(s, len(s.output) + ahead) for s in sampled for ahead in range(len(plan.drafts.get(s, ())) + 1)]
 
 
-def _banned(sampled: list[Sequence], vocab_size: int) -> tuple[Tensor, Tensor] | None:
-    """Stop ids of the sequences that may not end yet, as (index into sampled, token); only those that can come."""
-    pairs = [(i, t) for i, s in enumerate(sampled) if _early(s) for t in s.params.stop_ids if 0 <= t < vocab_size]
+def _logits_index(plan: Plan, wanted: set[int]) -> Tensor:
+    """Flat positions of those places, padded."""
+    index: list[int] = []
+    end = 0
+    for sequence, count in plan.tokens.items():
+        end += count
+        if id(sequence) in wanted:
+            index += range(end - 1 - len(plan.drafts.get(sequence, ())), end)
+    return torch.tensor(index + [0] * (ladder(len(index)) - len(index)))
+
+
+def _early(sequence: Sequence, offset: int) -> bool:
+    """Whether the sequence may not end with the token at `offset` of its output."""
+    return offset < sequence.params.min_tokens and bool(sequence.params.stop_ids)
+
+
+def _banned(places: list[Place], vocab_size: int) -> tuple[Tensor, Tensor] | None:
+    """Stop ids where the sequence may not end yet, as (index into places, token); only those that can come."""
+    pairs = [
+        (i, t)
+        for i, (s, offset) in enumerate(places)
+        if _early(s, offset)
+        for t in s.params.stop_ids
+        if 0 <= t < vocab_size
+    ]
     if not pairs:
         return None
     rows, tokens = torch.tensor(pairs).unbind(1)

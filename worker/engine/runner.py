@@ -13,13 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.rows import RowTable
+from worker.engine.rows import RowTable, places_of
 from worker.engine.scheduler import Plan
 from worker.engine.sequence import Sequence
 from worker.models.decoder import Decoder
 
 Read = Callable[[], list[tuple[int, bool]]]
-"""Waits for a step and gives its tokens: the id drawn for each that was sampled, and whether its logit is finite."""
+"""Waits for a step and gives its tokens: the id drawn for each that was sampled, and whether its logit is finite. Where
+the plan has drafts, an id behind the sequence's last token and behind each of them."""
 
 
 class Runner(Protocol):
@@ -53,7 +54,7 @@ class PlainRunner:
         logits = self._decoder.forward(self._rows.batch(plan, wanted), self._kv)
         if not wanted:
             return list
-        ids = self._rows.sample(logits, wanted, exact_noise=self._exact_noise)
+        ids = self._rows.sample(logits, places_of(plan, wanted), exact_noise=self._exact_noise)
         sound = torch.isfinite(logits[: len(ids)].gather(1, ids.unsqueeze(1)).squeeze(1))
         return lambda: list(zip(ids.tolist(), sound.tolist(), strict=True))
 

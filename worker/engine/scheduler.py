@@ -8,7 +8,7 @@ are admitted while the pages leave head-room for the running (headroom.py).
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worker.engine.budget import TokenBudget
 from worker.engine.config import EngineConfig
@@ -16,15 +16,20 @@ from worker.engine.headroom import Headroom
 from worker.engine.pages import PagePool
 from worker.engine.prefix import PrefixKeys
 from worker.engine.sequence import Sequence, State
+from worker.engine.speculation import Speculation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A step: how many tokens of each sequence, those with one token first; who was admitted and who preempted."""
+    """A step: how many tokens of each sequence, those with one token first; who was admitted and who preempted.
+
+    drafts: guesses that stand behind a sequence's last token and count among its tokens (speculation.py).
+    """
 
     tokens: dict[Sequence, int]
     admitted: list[Sequence]
     preempted: list[Sequence]
+    drafts: dict[Sequence, list[int]] = field(default_factory=dict)
 
     @property
     def num_decode(self) -> int:
@@ -40,13 +45,21 @@ class SchedulerCounts:
     admitted_tokens: int = 0  # tokens that sequences had when they were admitted, the last of each left out
     cached_tokens: int = 0  # those of them whose K/V came from the prefix cache
     recomputed_tokens: int = 0  # computed once more, because preemption had taken their pages
+    drafted_tokens: int = 0  # guesses that were computed
+    accepted_tokens: int = 0  # those of them that held
 
 
 class Scheduler:
     """Owns the queue of waiting sequences, the running ones, the free rows and the pages."""
 
-    def __init__(self, config: EngineConfig, pool: PagePool, counts: SchedulerCounts | None = None) -> None:
-        """counts: where to count; its own by default."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        pool: PagePool,
+        counts: SchedulerCounts | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        """counts: where to count; its own by default. speculation: None: no drafts."""
         self.pool = pool
         self.running: list[Sequence] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap by rank
@@ -56,6 +69,7 @@ class Scheduler:
         self._max_rows = config.max_rows
         self._headroom = Headroom(int(config.watermark * pool.num_pages), config.headroom)
         self._keys = PrefixKeys(pool.page_size) if config.prefix_cache else None
+        self.speculation = speculation
         self.counts = counts or SchedulerCounts()
 
     @property
@@ -70,6 +84,8 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """End a sequence, running or waiting; its row and pages are free at once."""
+        if self.speculation is not None and sequence.lookup is not None:
+            self.speculation.learn(sequence.lookup)
         if sequence.state is State.RUNNING:
             self._leave_row(sequence)
         waited = sequence.state is State.WAITING
@@ -115,10 +131,11 @@ class Scheduler:
                 budget += tokens.pop(victim, 0)
         ran_out = len(preempted) > made_way
         if not ran_out:
-            self._admit(tokens, budget, admitted)
+            budget -= self._admit(tokens, budget, admitted)
         self._headroom.step(preempted=ran_out)
         admitted = [sequence for sequence in admitted if sequence.state is State.RUNNING]
-        return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted)
+        drafts = self._draft(tokens, budget)
+        return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted, drafts)
 
     def shed(self, plan: Plan) -> Sequence | None:
         """Memory ran out in the plan's step, which did not happen: the youngest of it makes way, and steps take fewer
@@ -132,8 +149,9 @@ class Scheduler:
         return None
 
     def launched(self, plan: Plan) -> None:
-        """The plan's tokens are computed, or will be before anything that is planned next: count them."""
+        """The plan's tokens are computed, or will be before anything that is planned next: count all but drafts."""
         for sequence, count in plan.tokens.items():
+            count -= len(plan.drafts[sequence]) if sequence in plan.drafts else 0
             self.counts.recomputed_tokens += max(0, min(sequence.reached - sequence.computed, count))
             sequence.computed += count
 
@@ -146,9 +164,34 @@ class Scheduler:
                 self.pool.enter(sequence.pages[at], keys[at])
             sequence.entered = full
 
+    def drew(self, sequence: Sequence, taken: list[int]) -> None:
+        """The step gave a sequence these tokens, its output's last: all but the last are drafts that held.
+
+        The K/V of drafts that did not hold is written over by the tokens that come in their place.
+        """
+        if len(taken) > 1:
+            sequence.computed += len(taken) - 1
+            self.enter(sequence, sequence.computed)
+            self.counts.accepted_tokens += len(taken) - 1
+        if self.speculation is None:
+            return
+        if sequence.lookup is None:
+            sequence.lookup = self.speculation.look_up([*sequence.prompt, *sequence.output])
+            return
+        for token in taken:
+            sequence.lookup.saw(token)
+
+    def took(self, plan: Plan, seconds: float) -> None:
+        """The step of `plan` took so long: what the next may hold follows from that."""
+        tokens, drafts = sum(plan.tokens.values()), sum(map(len, plan.drafts.values()))
+        decodes = plan.num_decode + len(plan.drafts) + drafts
+        self.budget.took(tokens, decodes, seconds)
+        if self.speculation is not None and decodes == tokens:
+            self.speculation.cost.took(tokens, seconds)
+
     def _grow(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
         """Give `sequence` pages for `count` more tokens, taking them from lesser ones; False if it had to go itself."""
-        missing = self.pool.pages_for(sequence.computed + count) - len(sequence.pages)
+        missing = self._missing(sequence, count)
         while missing > self.pool.num_free:
             victim = max(self.running, key=lambda s: s.rank)
             self._preempt(victim)
@@ -209,6 +252,38 @@ class Scheduler:
             heapq.heappop(self._waiting)
             self._num_ended -= 1
         return self._waiting[0][1] if self._waiting else None
+
+    def _draft(self, tokens: dict[Sequence, int], budget: int) -> dict[Sequence, list[int]]:
+        """Add guesses to sequences that decode, where they pay, while budget and pages last.
+
+        Nobody makes way for a guess: it takes no page that a running sequence could need in the next step.
+        """
+        drafts: dict[Sequence, list[int]] = {}
+        if self.speculation is None:
+            return drafts
+        bar, gains = self.speculation.cost.bar(len(tokens)), 0.0
+        spare = max(0, self.pool.num_free - len(self.running))
+        for sequence in tokens:
+            lookup = sequence.lookup
+            if lookup is None or lookup.chance <= bar or sequence.remaining > 1:
+                continue
+            room = (len(sequence.pages) + spare) * self.pool.page_size - sequence.num_tokens
+            left = sequence.params.max_tokens - len(sequence.output) - 1
+            found, gain = lookup.drafts(min(self.speculation.max_drafts, budget, room, left), bar)
+            if found:
+                drafts[sequence], gains, budget = found, gains + gain, budget - len(found)
+                spare -= max(0, self._missing(sequence, 1 + len(found)))
+        if not self.speculation.pays(gains, len(tokens)):
+            return {}
+        for sequence, found in drafts.items():
+            tokens[sequence] += len(found)
+            sequence.pages += self.pool.take(max(0, self._missing(sequence, 1 + len(found))))
+            self.counts.drafted_tokens += len(found)
+        return drafts
+
+    def _missing(self, sequence: Sequence, count: int) -> int:
+        """Pages it lacks for `count` more tokens; less than none where it has more than it needs."""
+        return self.pool.pages_for(sequence.computed + count) - len(sequence.pages)
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether there are pages for it, and head-room beside: none for the only sequence there is."""

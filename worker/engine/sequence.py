@@ -6,6 +6,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
+from worker.engine.speculation import Lookup
+
 _FP32_MAX = 3.4e38
 
 
@@ -108,6 +110,7 @@ class Sequence:
     cached: int | None = None  # tokens of the prompt found in it at the first admission; None before
     reached: int = 0  # tokens computed before the last preemption
     pending: int = 0  # tokens drawn on the device that have not been read yet: 0, or 1 where steps run ahead
+    lookup: Lookup | None = None  # guesses what comes next; from the first token drawn here on
 
     @property
     def num_tokens(self) -> int:
