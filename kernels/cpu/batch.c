@@ -37,8 +37,5 @@ void prepare_batch(const Rows *in, int64_t *ids, int64_t *positions, int64_t *sl
     }
     query_start[in->R] = t;
     for (; t < T; t++) ids[t] = positions[t] = 0, slots[t] = -1;
-    for (int64_t l = 0; l < L; l++) {
-        int64_t end = l < in->wanted ? query_start[in->logits_rows[l] + 1] : 0;
-        index[l] = end ? end - 1 : 0;  // in a batch of padding alone no row has a token
-    }
+    for (int64_t l = 0; l < L; l++) index[l] = l < in->wanted ? query_start[in->logits_rows[l] + 1] - 1 : 0;
 }

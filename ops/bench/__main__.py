@@ -47,6 +47,9 @@ BENCHES = {
     "kernels": "each Triton kernel against the roofline; without a GPU the floors alone, as predictions",
 }
 
+ON_GPU = ("gpu_engine", "kernels")
+"""The others measure what runs on a CPU, everywhere."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench that the first argument names, `engine` if it names none. Returns the exit code."""
@@ -61,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in BENCHES:
         print(f"bench: there is no bench {name!r}; there are {', '.join(BENCHES)}", file=sys.stderr)
         return 2
+    if name not in ON_GPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine would take a GPU, and the others would not
     code: int = importlib.import_module(f"ops.bench.{name}").main(given[1:] if named else given)
     return code
 

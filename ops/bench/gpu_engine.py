@@ -26,7 +26,9 @@ import torch
 from ops.bench import report
 from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings
 from ops.bench.kernel_cases import LLAMA_8B, QWEN_06B, QWEN_8B, Model
-from worker.engine import ConfigError
+from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams
+from worker.models.config import parse_config
+from worker.models.random_weights import RandomWeights
 
 WIDTHS, CONTEXTS = (1, 16, 64, 256), (512, 2048, 8192)
 GOALS = {1: 0.65, 16: 0.70, 64: 0.70, 256: 0.65}  # of the floor
@@ -124,12 +126,8 @@ def config_of(model: Model, max_len: int) -> dict[str, Any]:
     }
 
 
-def engine_of(model: Model, *, max_rows: int, max_len: int, token_budget: int) -> Any:
+def engine_of(model: Model, *, max_rows: int, max_len: int, token_budget: int) -> Engine:
     """An engine on random weights of the model's shape, on the GPU."""
-    from worker.engine import Engine, EngineConfig
-    from worker.models.config import parse_config
-    from worker.models.random_weights import RandomWeights
-
     config = EngineConfig(
         max_rows=max_rows, max_len=max_len, token_budget=token_budget, prefix_cache=False, step_time_s=None,
         watermark=0.0, headroom=0.0, device="cuda",
@@ -140,7 +138,7 @@ def engine_of(model: Model, *, max_rows: int, max_len: int, token_budget: int) -
     return engine
 
 
-def pretend_computed(engine: Any) -> None:
+def pretend_computed(engine: Engine) -> None:
     """From now on prompts count as computed up to their last token when they get a row, with zeros for K and V: what a
     step takes does not depend on what stands in the pages."""
     scheduler = engine._scheduler
@@ -150,15 +148,20 @@ def pretend_computed(engine: Any) -> None:
         seat(sequence)
         sequence.computed = sequence.num_tokens - 1
 
-    scheduler._seat = seated
-    engine._kv.zero_()
+    scheduler._seat = seated  # type: ignore[method-assign]
+    with torch.inference_mode():
+        engine._kv.zero_()
 
 
 def _grid(model: Model, ceilings: Ceilings, widths: Sequence[int], contexts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Steps of each width at each context on one engine."""
-    from worker.engine import SequenceParams
-
     engine = engine_of(model, max_rows=max(widths), max_len=max(contexts) + ROOM, token_budget=4096)
+    return steps(engine, model, ceilings, widths, contexts)
+
+
+def steps(
+    engine: Engine, model: Model, ceilings: Ceilings, widths: Sequence[int], contexts: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Steps of each width at each context, where they fit."""
     pretend_computed(engine)
     ids = Random(1)
     for context in contexts:
@@ -173,9 +176,10 @@ def _grid(model: Model, ceilings: Ceilings, widths: Sequence[int], contexts: Seq
             yield _timed(engine, model, ceilings, width, context)
             for row in range(width):
                 engine.cancel(row)
+            engine.forget_prefixes()
 
 
-def _timed(engine: Any, model: Model, ceilings: Ceilings, width: int, context: int) -> dict[str, Any]:
+def _timed(engine: Engine, model: Model, ceilings: Ceilings, width: int, context: int) -> dict[str, Any]:
     """Milliseconds a step of `width` decodes, what the host took of it, and the floor."""
     for _ in range(WARM_STEPS):
         engine.step()
@@ -208,26 +212,24 @@ def requests(model: Model, count: int = REQUESTS) -> list[tuple[list[int], int]]
 
 
 def _workload(model: Model) -> dict[str, Any]:
-    from worker.engine import SequenceParams
-
     engine = engine_of(model, max_rows=REQUESTS, max_len=2 * MOST, token_budget=4096)
     sent = requests(model)
     engine.generate([sent[0][0]], SequenceParams(8))
     stats = engine.stats
-    steps, waited, busy = stats.steps, stats.waited_s, stats.busy_seconds
+    before, waited, busy = stats.steps, stats.waited_s, stats.busy_seconds
     began = time.perf_counter()
-    answers = engine.generate([prompt for prompt, _ in sent], [SequenceParams(count) for _, count in sent])
+    answers = engine.generate([prompt for prompt, _ in sent], [SequenceParams(limit) for _, limit in sent])
     took = time.perf_counter() - began
     tokens = sum(len(answer.token_ids) for answer in answers)
-    assert tokens == sum(count for _, count in sent), "some answers ended early"
-    steps, busy = stats.steps - steps, stats.busy_seconds - busy
+    assert tokens == sum(limit for _, limit in sent), "some answers ended early"
+    count, busy = stats.steps - before, stats.busy_seconds - busy
     host = busy - (stats.waited_s - waited)
     return {
         "output_tokens": tokens,
         "seconds": took,
         "tokens_per_s": tokens / took,
-        "steps": steps,
-        "host_ms": 1e3 * host / steps,
+        "steps": count,
+        "host_ms": 1e3 * host / count,
         "host_share": host / busy,
         "compiled_late": engine.load()["compiled_late"],
     }

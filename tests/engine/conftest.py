@@ -47,9 +47,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(scope="session")
 def engine_of(model: Path) -> EngineOf:
-    """engine_of(**settings): an engine on the tiny model: pages of 16, one thread, steps not by the clock."""
+    """engine_of(**settings): an engine on the tiny model: pages of 16, one thread, steps not by the clock, on the CPU
+    (tests/gpu has those on a GPU)."""
 
     def make(directory: Path = model, **settings: Any) -> Engine:
-        return Engine.from_pretrained(directory, **{"threads": 1, "page_size": 16, "step_time_s": None, **settings})
+        return Engine.from_pretrained(
+            directory, **{"device": "cpu", "threads": 1, "page_size": 16, "step_time_s": None, **settings}
+        )
 
     return make

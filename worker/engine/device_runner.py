@@ -229,7 +229,7 @@ class DeviceRunner:
         """Stop ids of sequences that may not end yet and have more of them than a seat holds, as (draw, token)."""
         pairs: list[tuple[int, int]] = []
         for at, sequence in enumerate(sampled):
-            if sequence.num_output < sequence.params.min_tokens:
+            if sequence.params.min_tokens and sequence.num_output < sequence.params.min_tokens:
                 stops = self._stops(sequence)
                 pairs += [(at, token) for token in stops] if len(stops) > STOPS else []
         if not pairs:

@@ -115,7 +115,7 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         """Prompt and output together, with what is drawn but not read."""
-        return len(self.prompt) + self.num_output
+        return len(self.prompt) + len(self.output) + self.pending
 
     @property
     def num_output(self) -> int:
@@ -125,12 +125,12 @@ class Sequence:
     @property
     def awaits_its_end(self) -> bool:
         """Whether a token that is not read yet is the last it may have: no step does anything for it until then."""
-        return self.pending > 0 and self.num_output >= self.params.max_tokens
+        return self.pending > 0 and len(self.output) + self.pending >= self.params.max_tokens
 
     @property
     def remaining(self) -> int:
         """Tokens whose K/V is still to be computed: 1 while decoding."""
-        return self.num_tokens - self.computed
+        return len(self.prompt) + len(self.output) + self.pending - self.computed
 
     def tokens(self, start: int, stop: int) -> Items[int]:
         """Tokens [start, stop), of the prompt and then of the output."""

@@ -1,0 +1,62 @@
+"""`ops/bench gpu_engine`: what it counts and says where there is no GPU, and its loop on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops.bench import gpu_engine
+from ops.bench.device import Ceilings
+from ops.bench.kernel_cases import LLAMA_8B, QWEN_06B, QWEN_8B, Model
+from ops.bench.models import VOCAB, random_llama
+from worker.engine import Engine
+from worker.models.config import parse_config
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and would be measured")
+def test_without_a_gpu_the_floors_are_printed_as_predictions(capsys: pytest.CaptureFixture[str]):
+    """Llama-3.1-8B at one row on an H200: 15 GB of weights at 4.8 TB/s."""
+    assert gpu_engine.main(["--device", "h200"]) == 0
+    said = capsys.readouterr().out
+    assert "predictions" in said
+    row = next(line for line in said.splitlines() if line.startswith("| Llama-3.1-8B |    1 "))
+    assert [cell.strip() for cell in row.split("|")[3:5]] == ["3.14", "3.18"]
+
+
+@pytest.mark.parametrize(("model", "billions"), [(LLAMA_8B, 8.03), (QWEN_06B, 0.596), (QWEN_8B, 8.19)])
+def test_a_shape_is_that_of_the_model_it_is_named_for(model: Model, billions: float):
+    """As config.json would have it: the parameters of products and embedding are those of the real one."""
+    shape = parse_config(gpu_engine.config_of(model, 2048), None)
+    assert shape.tied_embeddings == model.tied
+    embedding = 0 if model.tied else shape.vocab_size * shape.hidden_size
+    assert model.product_parameters + embedding == pytest.approx(billions * 1e9, rel=0.01)
+    assert shape.qk_norm == model.name.startswith("Qwen3")
+
+
+def test_the_requests_are_the_same_each_time_and_as_long_as_they_say():
+    """256 of them, prompts and outputs from 100 to 1,024 tokens."""
+    sent = gpu_engine.requests(QWEN_06B)
+    assert sent == gpu_engine.requests(QWEN_06B)
+    assert len(sent) == 256
+    for lengths in ([len(prompt) for prompt, _ in sent], [limit for _, limit in sent]):
+        assert (min(lengths) >= 100, max(lengths) <= 1024) == (True, True)
+        assert sum(lengths) / 256 == pytest.approx(562, rel=0.1)
+
+
+def test_steps_are_of_decodes_alone_from_the_first_on(cache: Path):
+    """Contexts are there without their prompts being computed; what does not fit the pool is left out, and said."""
+    threads = torch.get_num_threads()
+    engine = Engine.from_pretrained(
+        random_llama(cache), device="cpu", ahead=True, max_rows=4, num_pages=40, watermark=0.0, headroom=0.0,
+        threads=1, step_time_s=None,
+    )  # fmt: skip
+    tiny = Model("tiny", 8, 384, 6, 2, 64, 1024, VOCAB, tied=False)
+    found = list(gpu_engine.steps(engine, tiny, Ceilings("this", 1e10, 1e11, measured=False), (1, 4), (100, 400)))
+    torch.set_num_threads(threads)
+    assert [(one["width"], one["context"], "ms" in one) for one in found] == [
+        (1, 100, True), (4, 100, True), (1, 400, True), (4, 400, False),
+    ]  # fmt: skip
+    assert found[-1]["left_out"] == "it takes 60 pages, fewer are free"
+    assert all(0 < one["host_share"] <= 1 and one["floor_ms"] > 0 for one in found[:3])
