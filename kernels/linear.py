@@ -58,7 +58,7 @@ class Linear:
         if self._packed is None:
             assert self._plain is not None
             if self._deterministic and x.device.type != "cpu":
-                return _in_blocks(x, self._plain, self.bias)
+                return in_blocks(x, self._plain, self.bias)
             return F.linear(x, self._plain, self.bias)
         assert not (self._deterministic and x.shape[0] == 1), "a lone row's bits differ: pad it"
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
@@ -72,7 +72,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
-def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear of blocks of _FIXED_ROWS rows, the last one padded: every row meets the same product, wherever it is."""
     T = x.shape[0]
     out = torch.empty(T, weight.shape[0], dtype=x.dtype, device=x.device)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 from ops.bench import models, report
 from ops.bench.machine import ROOT, Machine
@@ -113,7 +114,7 @@ def without_maths() -> Iterator[None]:
     real, zeros = Decoder.forward, dict[int, Tensor]()
     steps = count(1)
 
-    def forward(self: Decoder, batch: FlatBatch, kv: Tensor) -> Tensor:
+    def forward(self: Decoder, batch: FlatBatch, kv: Tensor, kv_scales: KvScales | None = None) -> Tensor:
         wanted = len(batch.logits_index)
         if wanted not in zeros:
             zeros[wanted] = torch.zeros(wanted, self.config.vocab_size, dtype=self.dtype)

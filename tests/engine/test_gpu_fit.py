@@ -12,17 +12,19 @@ import torch
 
 from worker.engine import ConfigError, Engine
 from worker.engine.gpu_fit import Gpu, refuse_unfit
+from worker.engine.kv_format import KvFormat
 from worker.models.config import read_config
 
 GIB = 1 << 30
 H200 = Gpu("NVIDIA H200", (9, 0), 139 * GIB, 140 * GIB)
+A100 = replace(H200, name="NVIDIA A100", capability=(8, 0))
 BF16 = torch.bfloat16
 
 
 @pytest.mark.parametrize(
     ("gpu", "model_has", "page_size", "weights", "says"),
     [
-        ({"name": "Tesla T4", "capability": (7, 5)}, {}, 32, GIB, "capability 8.0 or later, .* Tesla T4 has 7.5: give"),
+        ({"name": "Tesla T4", "capability": (7, 5)}, {}, 32, GIB, "capability 8.0 or later; Tesla T4 has 7.5: give"),
         ({}, {"head_dim": 288}, 32, GIB, "heads of 16 to 256 elements in multiples of 16; got 288"),
         ({}, {"head_dim": 72}, 32, GIB, "multiples of 16; got 72"),
         ({}, {}, 24, GIB, "page_size must be a multiple of 16 on a GPU; got 24"),
@@ -36,15 +38,24 @@ def test_what_does_not_fit_a_gpu_is_refused_with_the_figures(
     """One line: what, expected against got."""
     shape = replace(read_config(model), **model_has)
     with pytest.raises(ConfigError, match=says) as refused:
-        refuse_unfit(replace(H200, **gpu), shape, BF16, page_size, weights)
+        refuse_unfit(replace(H200, **gpu), shape, KvFormat(BF16), page_size, weights)
     assert "\n" not in str(refused.value)
+
+
+def test_fp8_pages_are_refused_where_kernels_cannot_read_them(model: Path):
+    """Both capabilities are told, and what to take instead."""
+    with pytest.raises(ConfigError, match=r"kv_dtype fp8 takes compute capability 8.9 or later; .* 8.0: give .*int8"):
+        refuse_unfit(A100, read_config(model), KvFormat.of("fp8", BF16), 32, GIB)
 
 
 def test_what_fits_is_not_refused(model: Path):
     """Up to the last byte, and on an AMD GPU, whose capability means something else."""
     shape = read_config(model)
-    refuse_unfit(H200, shape, BF16, 32, 100 * GIB)
-    refuse_unfit(replace(H200, is_amd=True, capability=(0, 0)), shape, BF16, 16, GIB)
+    refuse_unfit(H200, shape, KvFormat(BF16), 32, 100 * GIB)
+    refuse_unfit(H200, shape, KvFormat.of("fp8", BF16), 32, GIB)
+    refuse_unfit(A100, shape, KvFormat.of("int8", BF16), 32, GIB)
+    amd = replace(H200, is_amd=True, capability=(0, 0))
+    refuse_unfit(amd, shape, KvFormat.of("fp8", BF16, is_amd=True), 16, GIB)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -93,6 +93,8 @@ def served(start: Callable[..., Served], model: Path) -> Served:
     assert described["max_rows"] == 2
     assert described["max_len"] == 1024
     assert described["vocab_size"] == 320
+    assert described["import_s"] > 0.1  # torch alone takes longer
+    assert described["load_s"] > 0
     return served
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.cpu.product import has_product
-from kernels.linear import Linear, can_pack
+from kernels.linear import Linear, can_pack, in_blocks
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
@@ -66,3 +66,15 @@ def test_deterministic_mode_refuses_a_dtype_without_such_a_product():
     """fp16 isn't packed: the message says which dtypes are."""
     with pytest.raises(ValueError, match=r"bfloat16 or float32 .* got torch\.float16"):
         Linear(torch.zeros(4, 4, dtype=torch.float16), deterministic=True)
+
+
+def test_in_blocks_of_one_size_a_row_has_the_same_bits_wherever_it_stands():
+    """What a GPU does in deterministic mode: alone, at the end of another block, among 150."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(48, 80, generator=generator), torch.randn(48, generator=generator)
+    x = torch.randn(150, 80, generator=generator)
+    whole = in_blocks(x, weight, bias)
+    torch.testing.assert_close(whole, torch.nn.functional.linear(x, weight, bias))
+    for at in (0, 63, 64, 149):
+        assert torch.equal(in_blocks(x[at : at + 1], weight, bias)[0], whole[at])
+    assert in_blocks(x[:0], weight, None).shape == (0, 48)

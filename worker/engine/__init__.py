@@ -6,6 +6,10 @@ sequence.py   SequenceParams, Sequence: its tokens while it is here
 scheduler.py  which sequences run in a step and how many tokens of each; admit and preempt
 budget.py     how many tokens the next step may take, from what steps have taken
 headroom.py   how many pages admission leaves free
+kv_format.py  what pages hold: the model's dtype, or a smaller one with scales
+gpu_fit.py    whether a model can run on the GPU that is here
+gpu_start.py  what an engine runs with on a GPU, in the order in which it needs memory
+cuda.py       a GPU as a DeviceRunner sees it: pinned buffers, graphs, memory
 pages.py      PagePool: pages of K/V memory, counted references, and the cache of those that are full
 prefix.py     the keys that pages are found by
 runner.py     Runner: what a plan is handed to; PlainRunner, one step after the other

@@ -9,6 +9,7 @@ from kernels.paged_attention import KEY_BLOCK
 from kernels.table import Backend
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+KV_DTYPES = ("auto", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 PAGE_SIZES = (16, 32, 64, 128)
 
@@ -35,6 +36,8 @@ class EngineConfig:
                    that pays; 0: none. Not with device_rows
     dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
                    bfloat16, float16, float32
+    kv_dtype       of K/V in the pages: auto (dtype), int8 (a scale a token and head), fp8; smaller ones where rows are
+                   on the device, on the backends torch and triton
     backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
     deterministic  a token's values do not depend on what else is in the batch
     device         auto (cuda where there is a GPU that torch can use, else cpu), cpu, cuda
@@ -56,6 +59,7 @@ class EngineConfig:
     headroom: float = 0.2
     max_drafts: int = 16
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     backend: str = "auto"
     deterministic: bool = False
     device: str = "auto"
@@ -92,6 +96,7 @@ class EngineConfig:
         self._expect(0.0 <= self.headroom <= 1.0, "headroom", self.headroom, "in [0, 1]")
         self._expect(self.max_drafts >= 0, "max_drafts", self.max_drafts, "0 (off) or more")
         self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
+        self._expect(self.kv_dtype in KV_DTYPES, "kv_dtype", self.kv_dtype, f"one of {KV_DTYPES}")
         self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c, torch or triton")
         self._expect(self.device in DEVICES, "device", self.device, f"one of {DEVICES}")
         self._expect(0.0 < self.memory_share <= 1.0, "memory_share", self.memory_share, "above 0 and at most 1")

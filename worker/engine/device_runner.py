@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.kv_scales import KvScales
 from kernels.table import Ops
 from worker.engine.devices import Device
 from worker.engine.row_state import STOPS, RowState
@@ -42,10 +43,20 @@ class DeviceRunner:
     """See Runner. Everything of a launch is queued on the device; only what `launch` returns waits for it."""
 
     def __init__(
-        self, decoder: Decoder, ops: Ops, device: Device, kv: Tensor, max_rows: int, max_len: int, *, exact_noise: bool
+        self,
+        decoder: Decoder,
+        ops: Ops,
+        device: Device,
+        kv: Tensor,
+        max_rows: int,
+        max_len: int,
+        *,
+        exact_noise: bool,
+        kv_scales: KvScales | None = None,
     ) -> None:
-        """kv [layers, pages, 2, Hkv, page_size, D] model dtype."""
-        self._decoder, self._ops, self._device, self.kv = decoder, ops, device, kv
+        """kv [layers, pages, 2, Hkv, page_size, D] and its scales as Decoder.forward takes them."""
+        self._decoder, self._ops, self._device = decoder, ops, device
+        self.kv, self.kv_scales = kv, kv_scales
         self._page_size, self._max_len, self._exact_noise = kv.shape[4], max_len, exact_noise
         self._max_pages = -(-max_len // self._page_size)
         self.sizes = decode_sizes(max_rows)
@@ -102,7 +113,8 @@ class DeviceRunner:
             pad_logits=L,
             num_pages=self._max_pages,
         )
-        logits = self._decoder.forward(batch, self.kv)
+        scales = () if self.kv_scales is None else (self.kv_scales,)
+        logits = self._decoder.forward(batch, self.kv, *scales)
         state.computed.index_add_(0, state.owners[:R], state.lens[:R])
         return self._draw(logits, state.sampled[:L], banned) if L else None
 

@@ -29,6 +29,7 @@ from worker.engine.cuda import CompileWatch
 from worker.engine.device_runner import DeviceRunner
 from worker.engine.devices import HostDevice
 from worker.engine.gpu_fit import find_gpu, refuse_unfit
+from worker.engine.kv_format import KvFormat
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
 from worker.engine.rows import RowTable
@@ -144,21 +145,26 @@ class Engine:
         shape = read_config(directory)
         if device_of(config) == "cuda":
             gpu = find_gpu()
-            refuse_unfit(gpu, shape, _gpu_dtype(config, shape.dtype), config.page_size, weight_bytes(directory))
+            stored = KvFormat.of(config.kv_dtype, _gpu_dtype(config, shape.dtype), is_amd=gpu.is_amd)
+            refuse_unfit(gpu, shape, stored, config.page_size, weight_bytes(directory))
             return cls.from_weights(Checkpoint(directory, torch.device("cuda")), shape, config)
         dtype = _dtype(config, shape.dtype)
         max_len = _max_len(config, shape)
-        num_pages = _num_pages(config, shape, dtype, max_len, free_bytes() - weight_bytes(directory))
+        kv_format = KvFormat.of(config.kv_dtype, dtype)
+        on_device = (config.device_rows or config.ahead) and config.backend in (Backend.TORCH, Backend.TRITON)
+        if config.kv_dtype != "auto" and not on_device:
+            raise ConfigError(f"kv_dtype {config.kv_dtype} is for GPUs; on this CPU give --kv-dtype auto")
+        num_pages = _num_pages(config, shape, kv_format, max_len, free_bytes() - weight_bytes(directory))
         max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
             ops, slower_because = _ops(config, shape, dtype)
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
-            page = (2, shape.num_kv_heads, config.page_size, shape.head_dim)
-            kv = torch.empty(shape.num_layers, num_pages, *page, dtype=dtype)
+            where = (shape, num_pages, config.page_size, decoder.device)
+            kv, scales = kv_format.pages(*where), kv_format.scales(*where)
             use_large_pages(kv)  # memory is taken page by page as it is first written; nobody reads what is not
             runner: Runner
             if config.device_rows or config.ahead:
-                how = {"exact_noise": config.deterministic}
+                how: dict[str, Any] = {"exact_noise": config.deterministic, "kv_scales": scales}
                 runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, max_len, **how)
             else:
                 rows = RowTable(ops, config.max_rows, max_len, config.page_size)
@@ -175,7 +181,8 @@ class Engine:
         dtype, max_len = _gpu_dtype(config, shape.dtype), _max_len(config, shape)
 
         def num_pages(free: int) -> int:
-            return _num_pages(config, shape, dtype, max_len, free, share=1.0)
+            kv = KvFormat.of(config.kv_dtype, dtype)
+            return _num_pages(config, shape, kv, max_len, free, share=1.0)
 
         made = start(weights, shape, config, dtype, max_len, num_pages)
         max_len = min(max_len, made.kv.shape[1] * config.page_size)
@@ -336,6 +343,7 @@ class Engine:
             "backend": self.backend.value,
             "slower_because": self.slower_because,
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
+            "kv_dtype": str(self._kv.dtype).removeprefix("torch."),
             "vocab_size": self.model.vocab_size,
             "max_rows": self.config.max_rows,
             "max_len": self.max_len,
@@ -482,13 +490,13 @@ def _max_len(config: EngineConfig, model: ModelConfig) -> int:
 def _num_pages(
     config: EngineConfig,
     model: ModelConfig,
-    dtype: torch.dtype,
+    kv: KvFormat,
     max_len: int,
     free: int,
     share: float = _POOL_SHARE,
 ) -> int:
     """The pages asked for, or those for all rows at full length, at most what that share of `free` bytes holds."""
-    page_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * config.page_size * dtype.itemsize
+    page_bytes = kv.page_bytes(model, config.page_size)
     free = max(0, free)
     if config.num_pages is not None:
         if config.num_pages * page_bytes > free:  # memory costs nothing until it is written: checked now or never

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.engine.config import ConfigError
+from worker.engine.kv_format import FP8_CAPABILITY, KvFormat
 from worker.models.config import ModelConfig
 
 LEAST_CAPABILITY = (8, 0)  # what the kernels are compiled for; bf16 has matrix instructions from there on
@@ -46,19 +47,24 @@ def find_gpu() -> Gpu:
         ) from None
 
 
-def refuse_unfit(gpu: Gpu, model: ModelConfig, dtype: torch.dtype, page_size: int, weight_bytes: int) -> None:
+def refuse_unfit(gpu: Gpu, model: ModelConfig, kv: KvFormat, page_size: int, weight_bytes: int) -> None:
     """Raise ConfigError for what can't run on `gpu`: capability, head and page size, memory for the weights."""
     if not gpu.is_amd and gpu.capability < LEAST_CAPABILITY:
         raise ConfigError(
-            f"device cuda: the kernels take compute capability {_dotted(LEAST_CAPABILITY)} or later, for K/V of "
-            f"{dtype} too; {gpu.name} has {_dotted(gpu.capability)}: give --device cpu"
+            f"device cuda: the kernels take compute capability {_dotted(LEAST_CAPABILITY)} or later; "
+            f"{gpu.name} has {_dotted(gpu.capability)}: give --device cpu"
+        )
+    if not gpu.is_amd and kv.dtype == torch.float8_e4m3fn and gpu.capability < FP8_CAPABILITY:
+        raise ConfigError(
+            f"kv_dtype fp8 takes compute capability {_dotted(FP8_CAPABILITY)} or later; {gpu.name} has "
+            f"{_dotted(gpu.capability)}: give --kv-dtype int8"
         )
     D = model.head_dim
     if D % 16 or D > 256:
         raise ConfigError(f"device cuda: the kernels take heads of 16 to 256 elements in multiples of 16; got {D}")
     if page_size % 16:
         raise ConfigError(f"page_size must be a multiple of 16 on a GPU; got {page_size}")
-    page = 2 * model.num_layers * model.num_kv_heads * D * page_size * dtype.itemsize
+    page = kv.page_bytes(model, page_size)
     if weight_bytes + page > gpu.free_bytes:
         raise ConfigError(
             f"the model does not fit: its weights take {weight_bytes / _GIB:.1f} GiB and a page of K/V "

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from kernels.errors import KernelsUnavailable
+from kernels.kv_scales import KvScales
 from kernels.table import Backend, Ops, ops_for
 from worker.engine.config import ConfigError, EngineConfig
 from worker.engine.cuda import CompileWatch, CudaDevice, measured_memory
 from worker.engine.device_runner import DeviceRunner
+from worker.engine.kv_format import KvFormat
 from worker.models.checkpoint import Weights
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
@@ -63,13 +65,15 @@ def start(
     done("kernels")
     decoder = Decoder(weights, model, ops, dtype, max_len=max_len, deterministic=config.deterministic)
     done("weights")
-    page = (2, model.num_kv_heads, config.page_size, model.head_dim)
+    kv = KvFormat.of(config.kv_dtype, dtype, is_amd=torch.version.hip is not None)
 
-    def pages(count: int) -> Tensor:
-        return torch.empty(model.num_layers, count, *page, dtype=dtype, device=weights.device)
+    def made(count: int) -> tuple[Tensor, KvScales | None]:
+        where = (model, count, config.page_size, weights.device)
+        return kv.pages(*where), kv.scales(*where)
 
-    device = CudaDevice()
-    runner = DeviceRunner(decoder, ops, device, pages(1), config.max_rows, max_len, exact_noise=config.deterministic)
+    device, (one_page, its_scales) = CudaDevice(), made(1)
+    how = {"exact_noise": config.deterministic}
+    runner = DeviceRunner(decoder, ops, device, one_page, config.max_rows, max_len, **how, kv_scales=its_scales)
     runner.rest()
     runner.run_most_tokens(config.token_budget)  # compiles; what it takes is measured once it is warm
     done("first step")
@@ -78,7 +82,7 @@ def start(
         lambda: runner.run_most_tokens(config.token_budget),
         lambda: runner.run_decodes(runner.sizes[-1]),
     )
-    runner.kv = pages(num_pages_of(memory.pages))
+    runner.kv, runner.kv_scales = made(num_pages_of(memory.pages))
     done("memory")
     runner.warm_up(config.token_budget)
     done("warm-up")

@@ -7,10 +7,12 @@ the way. Products are Linear's, everything else the table's; no op here knows wh
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels.kv_scales import KvScales
 from kernels.linear import Linear
 from kernels.prepare_batch import FlatBatch
 from kernels.table import Ops
@@ -95,13 +97,14 @@ class Decoder:
             )
         )
 
-    def forward(self, batch: FlatBatch, kv: Tensor) -> Tensor:
+    def forward(self, batch: FlatBatch, kv: Tensor, kv_scales: KvScales | None = None) -> Tensor:
         """Logits [L, vocab] of batch.logits_index, model dtype; writes the batch's K and V. In deterministic mode
         T and L are 2 or more.
 
-        kv [layers, pages, 2, Hkv, page_size, D] model dtype.
+        kv [layers, pages, 2, Hkv, page_size, D] model dtype, or a smaller one with scales: a pair, or a tensor
+        [layers, pages, 2, Hkv, page_size] fp32.
         """
-        if self._whole_pass is not None:
+        if self._whole_pass is not None and kv_scales is None:
             return self._whole_pass(batch, kv)
         ops, eps = self._ops, self.config.rms_norm_eps
         workspace = ops.attention_workspace(
@@ -110,7 +113,8 @@ class Decoder:
         residual = self._embedding[batch.input_ids]
         x = ops.rms_norm(residual, self._layers[0].input_norm, eps)
         for index, layer in enumerate(self._layers):
-            x = self._attention(layer, x, kv[index], batch, workspace)
+            scales = kv_scales[index] if isinstance(kv_scales, Tensor) else kv_scales
+            x = self._attention(layer, x, kv[index], scales, batch, workspace)
             x = ops.rms_norm(x, layer.post_norm, eps, residual=residual)
             x = layer.down(ops.silu_mul(layer.gate_up(x)))
             following = self._layers[index + 1].input_norm if index + 1 < len(self._layers) else self._norm
@@ -119,7 +123,9 @@ class Decoder:
             x = ops.rms_norm(x, following, eps, residual=residual)
         return self._head(x)
 
-    def _attention(self, layer: _Layer, x: Tensor, kv: Tensor, batch: FlatBatch, workspace: object) -> Tensor:
+    def _attention(
+        self, layer: _Layer, x: Tensor, kv: Tensor, scales: KvScales | None, batch: FlatBatch, workspace: object
+    ) -> Tensor:
         """x [T, hidden], kv one layer's pages -> [T, hidden]."""
         ops = self._ops
         q = ops.norm_rope_write(
@@ -131,10 +137,12 @@ class Decoder:
             q_norm=layer.q_norm,
             k_norm=layer.k_norm,
             eps=self.config.rms_norm_eps,
+            kv_scales=scales,
         )
+        how: dict[str, Any] = {"scale": self._scale, "window": layer.window, "kv_scales": scales}
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if batch.num_decode:
-            ops.decode_attention(q, kv, batch, workspace, out, scale=self._scale, window=layer.window)
+            ops.decode_attention(q, kv, batch, workspace, out, **how)
         if batch.num_decode < len(batch.seq_lens):
-            ops.prefill_attention(q, kv, batch, workspace, out, scale=self._scale, window=layer.window)
+            ops.prefill_attention(q, kv, batch, workspace, out, **how)
         return layer.o(out.flatten(1))
