@@ -41,6 +41,11 @@ class CpuCeilings:
         (low, slow), (high, fast) = self.reads[at - 1], self.reads[at]
         return slow + (fast - slow) * (working_set - low) / (high - low)
 
+    def better(self, other: CpuCeilings) -> CpuCeilings:
+        """The higher of each of two measurements: what disturbs one only makes it lower."""
+        reads = [(size, max(a, b)) for (size, a), (_, b) in zip(self.reads, other.reads, strict=True)]
+        return CpuCeilings(reads, max(self.flop_s, other.flop_s))
+
     def floor_s(self, moved: float, flops: float) -> float:
         """The least time for reading `moved` bytes, the working set of each step, and `flops` operations."""
         return max(moved / self.bytes_s(moved), flops / self.flop_s)

@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,28 @@ STEPS = 24  # of a median, after WARM ones
 WARM = 4
 
 Point = dict[str, float]
+Work = tuple[float, float]  # bytes, operations of one step
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What took `seconds` a step with so many rows, and the steps' work: `steps` of them, one after another."""
+
+    x: int
+    seconds: float
+    rows: int
+    steps: list[Work]
+
+    def point(self, ceilings: CpuCeilings) -> Point:
+        """A step's time beside its floor; both the mean over the steps."""
+        floor_s = sum(ceilings.floor_s(*work) for work in self.steps) / len(self.steps)
+        return {
+            "x": self.x,
+            "ms": round(1000 * self.seconds, 4),
+            "floor_ms": round(1000 * floor_s, 4),
+            "over_floor": round(self.seconds / floor_s, 3),
+            "tokens_per_s": round(self.rows / self.seconds, 1),
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,11 +84,16 @@ def _bench(given: argparse.Namespace) -> int:
     torch.set_num_threads(given.threads)
     directory = models.with_length(model_of(given.workload, given.cache), MAX_LEN)
     ceilings, shape = measured(quick=given.quick), shape_of(directory)
-    print(f"{shape.name}, {given.threads} threads, bfloat16; {ceilings.said()}\n")
-    found: dict[str, list[Point]] = {}
+    raw = {}
     for part in given.part or PARTS:
-        found[part] = PARTS[part](directory, shape, ceilings, given)
-        print(f"{_table(part, found[part])}\n", flush=True)
+        raw[part] = PARTS[part](directory, shape, given)
+        ceilings = ceilings.better(measured(quick=given.quick))
+    found = {
+        part: [one.point(ceilings) if isinstance(one, Measured) else one for one in several]
+        for part, several in raw.items()
+    }
+    print(f"{shape.name}, {given.threads} threads, bfloat16; {ceilings.said()}\n")
+    print("\n\n".join(_table(part, points) for part, points in found.items()), end="\n\n")
     slopes = {f"{part}, {key}": steepest(found[part], key) for part in found for key in _COSTS[part]}
     print("steepest pieces, exponents: " + "; ".join(f"{name} {slope:.2f}" for name, slope in slopes.items()))
     busy = others.cores()
@@ -82,30 +110,29 @@ def _bench(given: argparse.Namespace) -> int:
     return 0
 
 
-def width(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.Namespace) -> list[Point]:
+def width(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
     context = 128
     widths = (1, 2, 4) if given.quick else (1, 2, 4, 8, 16, 32, 64, 128, 256)
     engine = _engine(directory, given, widths[-1], widths[-1] * 16)
-    points = []
+    points: list[Point | Measured] = []
     for rows in widths:
         step_s, at = _decoding(engine, rows, context, given)
-        floor_s = ceilings.floor_s(*shape.step(rows, at))
-        points.append(_point(rows, step_s, floor_s, rows))
+        points.append(Measured(rows, step_s, rows, [shape.step(rows, at)]))
     return points
 
 
-def context(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.Namespace) -> list[Point]:
+def context(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
     rows = 2 if given.quick else 8
     contexts = (64, 128) if given.quick else (128, 256, 512, 1024, 2048, 4096, 8192)
     engine = _engine(directory, given, rows, rows * (contexts[-1] // 32 + 16))
-    points = []
+    points: list[Point | Measured] = []
     for length in contexts:
         step_s, at = _decoding(engine, rows, length, given)
-        points.append(_point(length, step_s, ceilings.floor_s(*shape.step(rows, at)), rows))
+        points.append(Measured(length, step_s, rows, [shape.step(rows, at)]))
     return points
 
 
-def queue(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.Namespace) -> list[Point]:
+def queue(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
     """Prompts of 16 tokens wait while 16 rows decode. No floor: what waits costs nothing that must be."""
     rows, rng, (prompt,) = 16, Random(1), prompts_of(1, 16)
     engine = _engine(directory, given, rows, rows * 64)
@@ -131,23 +158,21 @@ def queue(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.
     return points
 
 
-def length(directory: Path, shape: Model, ceilings: CpuCeilings, given: argparse.Namespace) -> list[Point]:
+def length(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
     rows, prompts = 16, prompts_of(16, 32)
     lengths = (1, 4) if given.quick else (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
     engine = _engine(directory, given, rows, rows * 66)
     _run(engine, prompts, 8)
-    points = []
+    points: list[Point | Measured] = []
     for tokens in lengths:
         repeats = max(1, min(10, 100 // tokens)) if not given.quick else 1
         wall_s = statistics.median(_run(engine, prompts, tokens) for _ in range(repeats))
-        prompt_s = 2 * shape.product_parameters * rows * 32 / ceilings.flop_s
-        steps = (ceilings.floor_s(*shape.step(rows, 32 + at)) for at in range(1, tokens))
-        point = _point(tokens, wall_s / tokens, (prompt_s + sum(steps)) / tokens, rows)
-        points.append({**point, "wall_s": round(wall_s, 4)})
+        steps = [_prompts(shape, rows, 32), *(shape.step(rows, 32 + at) for at in range(1, tokens))]
+        points.append(Measured(tokens, wall_s / tokens, rows, steps))
     return points
 
 
-PARTS: dict[str, Callable[[Path, Model, CpuCeilings, argparse.Namespace], list[Point]]] = {
+PARTS: dict[str, Callable[[Path, Model, argparse.Namespace], list[Point | Measured]]] = {
     "width": width,
     "context": context,
     "queue": queue,
@@ -231,14 +256,14 @@ def _run(engine: Engine, prompts: list[list[int]], tokens: int) -> float:
     return time.perf_counter() - began
 
 
-def _point(x: int, step_s: float, floor_s: float, rows: int) -> Point:
-    return {
-        "x": x,
-        "ms": round(1000 * step_s, 4),
-        "floor_ms": round(1000 * floor_s, 4),
-        "over_floor": round(step_s / floor_s, 3),
-        "tokens_per_s": round(rows / step_s, 1),
-    }
+def _prompts(shape: Model, rows: int, length: int) -> Work:
+    """Of whole prompts in one step: in the last layer all but K and V, and the head, is needed of last tokens alone."""
+    head = shape.hidden * shape.vocab
+    layer = (shape.product_parameters - head) // shape.layers
+    keys = 2 * shape.hidden * shape.kv_heads * shape.D
+    of_all, of_last = (shape.layers - 1) * layer + keys, layer - keys + head
+    attention = 4 * shape.layers * shape.heads * shape.D * length * (length + 1) // 2
+    return 2 * shape.product_parameters, rows * (2 * length * of_all + 2 * of_last + attention)
 
 
 def _table(part: str, points: list[Point]) -> str:
