@@ -44,14 +44,15 @@ def draw(path: Path, title: str, panels: Sequence[Panel], *, columns: int = 2) -
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with rc_context({"font.size": 9, "font.family": "DejaVu Sans", "text.color": _INK, "axes.edgecolor": _FAINT}):
-        figure = Figure(figsize=(max(8.0, 5.4 * columns), 3.9 * rows + 0.4), dpi=110)
+        height = 3.9 * rows + 0.4  # inches, the last for the title
+        figure = Figure(figsize=(max(8.0, 5.4 * columns), height), dpi=110)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes, panel in zip(grid.flat, panels, strict=False):
             _draw(axes, panel, colours)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        figure.tight_layout(h_pad=1.5)
+        figure.suptitle(title, x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=10)
+        figure.tight_layout(h_pad=1.5, rect=(0, 0, 1, 1 - 0.3 / height))
         figure.savefig(path)
     return path
 
