@@ -110,7 +110,7 @@ def _bench(given: argparse.Namespace) -> int:
     return 0
 
 
-def width(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
+def width(directory: Path, shape: Model, given: argparse.Namespace) -> Sequence[Point | Measured]:
     context = 128
     widths = (1, 2, 4) if given.quick else (1, 2, 4, 8, 16, 32, 64, 128, 256)
     engine = _engine(directory, given, widths[-1], widths[-1] * 16)
@@ -121,7 +121,7 @@ def width(directory: Path, shape: Model, given: argparse.Namespace) -> list[Poin
     return points
 
 
-def context(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
+def context(directory: Path, shape: Model, given: argparse.Namespace) -> Sequence[Point | Measured]:
     rows = 2 if given.quick else 8
     contexts = (64, 128) if given.quick else (128, 256, 512, 1024, 2048, 4096, 8192)
     engine = _engine(directory, given, rows, rows * (contexts[-1] // 32 + 16))
@@ -132,14 +132,14 @@ def context(directory: Path, shape: Model, given: argparse.Namespace) -> list[Po
     return points
 
 
-def queue(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
+def queue(directory: Path, shape: Model, given: argparse.Namespace) -> Sequence[Point | Measured]:
     """Prompts of 16 tokens wait while 16 rows decode. No floor: what waits costs nothing that must be."""
     rows, rng, (prompt,) = 16, Random(1), prompts_of(1, 16)
     engine = _engine(directory, given, rows, rows * 64)
     for id_ in range(rows):
         engine.add(id_, prompt, SequenceParams(2000))
     _steps(engine, WARM)
-    points, added = [], rows
+    points, added = list[Point | Measured](), rows
     for waiting in (10, 100) if given.quick else (10, 100, 1_000, 10_000, 100_000):
         more = waiting - engine.num_waiting
         add_s = _seconds(partial(_add, engine, prompt, added, more)) / more
@@ -158,7 +158,7 @@ def queue(directory: Path, shape: Model, given: argparse.Namespace) -> list[Poin
     return points
 
 
-def length(directory: Path, shape: Model, given: argparse.Namespace) -> list[Point | Measured]:
+def length(directory: Path, shape: Model, given: argparse.Namespace) -> Sequence[Point | Measured]:
     rows, prompts = 16, prompts_of(16, 32)
     lengths = (1, 4) if given.quick else (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
     engine = _engine(directory, given, rows, rows * 66)
@@ -172,7 +172,7 @@ def length(directory: Path, shape: Model, given: argparse.Namespace) -> list[Poi
     return points
 
 
-PARTS: dict[str, Callable[[Path, Model, argparse.Namespace], list[Point | Measured]]] = {
+PARTS: dict[str, Callable[[Path, Model, argparse.Namespace], Sequence[Point | Measured]]] = {
     "width": width,
     "context": context,
     "queue": queue,
