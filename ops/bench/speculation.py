@@ -72,6 +72,8 @@ def _compare(name: str, width: int, given: argparse.Namespace) -> dict[str, Any]
         )
         for drafts in (given.max_drafts, 0)
     )
+    gc.collect()
+    gc.freeze()  # as a worker's engine does with what it has loaded
     ratios: list[float] = []
     rates: list[float] = []
     same = True
@@ -87,6 +89,7 @@ def _compare(name: str, width: int, given: argparse.Namespace) -> dict[str, Any]
         if turn:
             ratios.append(pair[off][0] / pair[on][0])
             rates.append(sum(map(len, pair[off][1])) / pair[off][0])
+    gc.unfreeze()
     stats = on.stats
     drafted, accepted = stats.drafted_tokens, stats.accepted_tokens
     row = (

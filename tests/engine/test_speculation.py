@@ -34,6 +34,7 @@ PARAMS = [
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts are taken wherever there is a guess, whatever they cost: tests do not go by the clock."""
     monkeypatch.setattr(StepCost, "bar", lambda self, tokens: 0.0)
+    monkeypatch.setattr(Speculation, "wants_next", lambda self: True)
     monkeypatch.setattr(Speculation, "pays", lambda self, gain, rows: True)
 
 
@@ -55,6 +56,7 @@ def foretold(monkeypatch: pytest.MonkeyPatch) -> Foretold:
             return [(token + 1) % VOCAB if chance.random() < 0.2 else token for token in found], 1.0
 
         monkeypatch.setattr(StepCost, "bar", lambda self, tokens: -1.0)
+        monkeypatch.setattr(Speculation, "wants_next", lambda self: True)
         monkeypatch.setattr(Speculation, "pays", lambda self, gain, rows: True)
         monkeypatch.setattr(Lookup, "drafts", drafts)
 
@@ -293,3 +295,19 @@ def test_a_step_has_drafts_where_they_gain_more_than_having_any_takes():
     assert not speculation.pays(0.2, 64)
     assert speculation.pays(8.0, 64)
     assert not speculation.pays(0.0, 1)
+
+
+def test_where_lookups_are_of_no_use_most_sequences_go_without():
+    """Every eighth still has one, and all of them again once these find something."""
+    speculation = Speculation(8)
+    for other in range(100):
+        lookup = speculation.look_up([1, 2, 3])
+        for token in range(100 * other + 10, 100 * other + 40):
+            lookup.saw(token)
+        speculation.learn(lookup)
+    assert sum(speculation.wants_next() for _ in range(80)) == 10
+    lookup = speculation.look_up([1, 2, 3])
+    for token in [4, 5, 6, 7, 8, 9, 1, 2, 3] * 9:
+        lookup.saw(token)
+    speculation.learn(lookup)
+    assert all(speculation.wants_next() for _ in range(80))

@@ -80,6 +80,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence by its rank. It must fit the pool when alone: the engine has checked."""
         sequence.state = State.WAITING
+        if self.speculation is not None and sequence.lookup is None:
+            sequence.wants_lookup = self.speculation.wants_next()
         heapq.heappush(self._waiting, (sequence.rank, sequence))
 
     def finish(self, sequence: Sequence) -> None:
@@ -173,7 +175,7 @@ class Scheduler:
             sequence.computed += len(taken) - 1
             self.enter(sequence, sequence.computed)
             self.counts.accepted_tokens += len(taken) - 1
-        if self.speculation is None:
+        if self.speculation is None or not sequence.wants_lookup:
             return
         if sequence.lookup is None:
             sequence.lookup = self.speculation.look_up([*sequence.prompt, *sequence.output])

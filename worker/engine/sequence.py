@@ -110,6 +110,7 @@ class Sequence:
     cached: int | None = None  # tokens of the prompt found in it at the first admission; None before
     reached: int = 0  # tokens computed before the last preemption
     pending: int = 0  # tokens drawn on the device that have not been read yet: 0, or 1 where steps run ahead
+    wants_lookup: bool = False  # as speculation decided when it came
     lookup: Lookup | None = None  # guesses what comes next; from the first token drawn here on
 
     @property

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+_PAIR = 32  # bits of a token id in the key of a pair
 _STEADY = 4  # guesses right in a row after which one more says nothing new
 _WEIGHT = 0.1  # of the newest guess in a sequence's shares, and of a sequence that ends in those of all
 _FIRST_SHARES = (0.4, 0.6, 0.75, 0.85, 0.9)  # before anything was measured
@@ -22,6 +23,8 @@ _FADE = 0.98  # weight of a step's time once the next is there
 _LEAST_SPREAD = 0.03  # of steps' sizes, of their mean: steps more alike don't tell what a token more takes
 _FIRST_BAR = 0.5  # least chance of a draft where that is not known
 _LEAST_BAR = 0.05
+_LEAST_USE, _ONE_IN = 0.01, 8
+_FIRST_USE = 0.1
 _OF_ANY = 0.03  # what a step takes more for having any drafts: rows of several tokens beside rows of one
 
 
@@ -31,22 +34,29 @@ class Lookup:
     chance: how likely the next token is the one guessed, by what came of guesses before; 0 where there is no guess.
     """
 
-    __slots__ = ("_after", "_at", "_history", "_run", "chance", "shares")
+    __slots__ = ("_after", "_at", "_began", "_history", "_run", "chance", "shares", "steady")
 
     def __init__(self, history: list[int], shares: list[float]) -> None:
         """history: two tokens or more. shares: how often guesses are right, by how many before them were; it moves."""
         self._history, self.shares = history, shares
-        last = history[-2], history[-1]
-        self._after = dict(zip(pairwise(history[:-1]), range(2, len(history)), strict=True))  # each pair's last place
+        *pairs, last = [a << _PAIR | b for a, b in pairwise(history)]  # numbers: tuples would keep the collector busy
+        self._after = dict(zip(pairs, range(2, len(history)), strict=True))  # the last place of each
         self._run = 0  # guesses right in a row, as far as they are told apart
+        self._began = len(history)
+        self.steady = 0  # tokens that came at the end of a run of right guesses
         self._at = self._after.get(last)  # place of the guess in the history; None: there is none
         self._after[last] = len(history)
         self.chance = 0.0 if self._at is None else shares[0]
 
+    @property
+    def seen(self) -> int:
+        """Tokens seen."""
+        return len(self._history) - self._began
+
     def saw(self, token: int) -> None:
         """The sequence's next token was drawn."""
         history, after, at = self._history, self._after, self._at
-        last = history[-1], token
+        last = history[-1] << _PAIR | token
         history.append(token)
         before = after.get(last)
         after[last] = len(history)
@@ -57,6 +67,8 @@ class Lookup:
                 self._at = at + 1
                 if run < _STEADY:
                     self._run = run + 1
+                else:
+                    self.steady += 1
                 self.chance = shares[self._run]
                 return
             shares[run] -= _WEIGHT * shares[run]
@@ -117,6 +129,13 @@ class Speculation:
         self.max_drafts = max_drafts
         self.cost = StepCost()
         self._shares = list(_FIRST_SHARES)
+        self._use = _FIRST_USE  # share of tokens that steady runs of guesses have right
+        self._arrivals = 0
+
+    def wants_next(self) -> bool:
+        """Whether the sequence that arrives is to have a lookup: each, but where they are of no use every eighth."""
+        self._arrivals += 1
+        return self._use > _LEAST_USE or self._arrivals % _ONE_IN == 0
 
     def look_up(self, history: list[int]) -> Lookup:
         """A sequence's lookup, from its tokens so far, which become the lookup's. It begins with what others met."""
@@ -126,6 +145,7 @@ class Speculation:
         """A sequence has ended: the next begin a little more like it."""
         for run, share in enumerate(lookup.shares):
             self._shares[run] += _WEIGHT * (share - self._shares[run])
+        self._use += _WEIGHT * (lookup.steady / max(1, lookup.seen) - self._use)
 
     def pays(self, gain: float, rows: int) -> bool:
         """Whether drafts that gain so many tokens in a step of so many rows are worth that there are any."""
