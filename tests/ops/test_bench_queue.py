@@ -10,7 +10,8 @@ import pytest
 from ops import redis_server
 from ops.bench.__main__ import main
 from ops.bench.queue_systems import PEERS
-from tests.ops.test_bench import cells, kept
+from tests.ops.conftest import kept
+from tests.ops.test_bench import cells
 
 
 def test_every_part_of_the_queue_bench_tells_its_figures(capsys):
