@@ -288,6 +288,26 @@ def test_without_steps_of_several_sizes_a_draft_needs_an_even_chance():
     assert cost.bar(64) == 0.5
 
 
+def test_a_pause_in_one_step_moves_the_bar_little():
+    """A step in which the machine did something else tells nothing of what a token takes."""
+    cost = StepCost()
+    for _ in range(30):
+        for tokens in (8, 20, 40):
+            cost.took(tokens, 0.020 + 0.001 * tokens)
+    before = cost.bar(8)
+    for tokens in (8, 40):
+        cost.took(tokens, 10.0)
+        assert cost.bar(8) == pytest.approx(before, rel=0.5)
+
+
+def test_steps_that_are_faster_with_more_tokens_tell_nothing():
+    """It is noise: no draft is taken for free because of it."""
+    cost = StepCost()
+    for tokens in (8, 16, 8, 24, 8, 32):
+        cost.took(tokens, 0.03 - 0.0005 * tokens)
+    assert cost.bar(8) == 0.5
+
+
 def test_a_step_has_drafts_where_they_gain_more_than_having_any_takes():
     """Of one row little is enough; beside many rows that decode one poor guess is not worth it."""
     speculation = Speculation(8)

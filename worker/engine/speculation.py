@@ -21,6 +21,7 @@ _FIRST_SHARES = (0.4, 0.6, 0.75, 0.85, 0.9)  # before anything was measured
 
 _FADE = 0.98  # weight of a step's time once the next is there
 _LEAST_SPREAD = 0.03  # of steps' sizes, of their mean: steps more alike don't tell what a token more takes
+_FEW = 5.0  # steps that tell nothing yet of what a step takes
 _FIRST_BAR = 0.5  # least chance of a draft where that is not known
 _LEAST_BAR = 0.05
 _LEAST_USE, _ONE_IN = 0.01, 8
@@ -102,7 +103,9 @@ class StepCost:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def took(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens, without chunks of prompts, took so long."""
+        """A step of so many tokens, without chunks of prompts, took so long. A pause in it counts as a step at most."""
+        if self._n > _FEW:
+            seconds = min(seconds, 2.0 * max(self._line(tokens)[1], self._y / self._n))
         self._n = _FADE * self._n + 1.0
         self._x = _FADE * self._x + tokens
         self._y = _FADE * self._y + seconds
@@ -114,12 +117,20 @@ class StepCost:
 
         From 0.05 to 1, the price of a token that is sure to be used.
         """
+        slope, whole = self._line(tokens)
+        if slope <= 0.0 or whole <= 0.0:  # not known, or noise
+            return _FIRST_BAR
+        return min(1.0, max(_LEAST_BAR, slope * tokens / whole))
+
+    def _line(self, tokens: int) -> tuple[float, float]:
+        """(seconds a token more takes, 0 where that is not known; seconds of a step of `tokens`)."""
+        if self._n == 0.0:
+            return 0.0, 0.0
         spread = self._n * self._xx - self._x * self._x
         if spread <= (_LEAST_SPREAD * self._x) ** 2:
-            return _FIRST_BAR
+            return 0.0, self._y / self._n
         slope = (self._n * self._xy - self._x * self._y) / spread
-        whole = (self._y + slope * (self._n * tokens - self._x)) / self._n
-        return min(1.0, max(_LEAST_BAR, slope * tokens / whole)) if whole > 0.0 else 1.0
+        return slope, (self._y + slope * (self._n * tokens - self._x)) / self._n
 
 
 class Speculation:
