@@ -27,6 +27,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ops.bench.report import BenchError
+from ops.redis_server import RedisUnavailable
 from worker.engine_link import THREAD_ENV
 
 BENCHES = {
@@ -66,7 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if name not in ON_GPU:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine would take a GPU, and the others would not
-    code: int = importlib.import_module(f"ops.bench.{name}").main(given[1:] if named else given)
+    try:
+        code: int = importlib.import_module(f"ops.bench.{name}").main(given[1:] if named else given)
+    except (BenchError, RedisUnavailable) as error:
+        return _complain(error, 1)
+    except Exception as error:
+        from worker.engine.config import ConfigError  # with torch, which whatever raises it has loaded
+
+        if not isinstance(error, ConfigError):
+            raise
+        return _complain(error, 2)
+    return code
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"bench: {error}", file=sys.stderr)
     return code
 
 

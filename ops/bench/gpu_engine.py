@@ -148,6 +148,7 @@ def pretend_computed(engine: Engine) -> None:
         seat(sequence)
         sequence.computed = sequence.num_tokens - 1
 
+    # no setting of an engine: one that did this in earnest would answer nonsense
     scheduler._seat = seated  # type: ignore[method-assign]
     with torch.inference_mode():
         engine._kv.zero_()
@@ -256,7 +257,3 @@ def _path(ceilings: Ceilings, system: str) -> Path:
     device = re.sub(r"[^a-z0-9]+", "-", ceilings.device.lower()).strip("-")
     end = "" if system == "slipstream" else f"-{system}"
     return report.RESULTS / f"{device}-{time.strftime('%Y-%m-%d')}{end}.json"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -34,6 +34,7 @@ from ops import redis_server
 from ops.bench import models, report
 from ops.bench.loop_worker import Sample, prompts, warm_up_tokens
 from ops.bench.machine import ROOT, Machine
+from ops.bench.report import BenchError
 from ops.demo.servers import Program
 from producer import Ended, Job, Producer
 from producer.connection import connect
@@ -48,7 +49,7 @@ STALLED_AFTER_S = 120.0
 QUEUE = "default"
 
 
-class Failed(Exception):
+class Failed(BenchError):
     """A run did not come to its end; says why."""
 
 
@@ -59,11 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.quick:
         given.runs, given.tokens, given.rows, given.model = 1, 24, min(given.rows, 4), given.model or "demo"
-    try:
-        return _bench(given)
-    except (Failed, redis_server.RedisUnavailable) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+    return _bench(given)
 
 
 def _bench(given: argparse.Namespace) -> int:
@@ -196,7 +193,3 @@ def _verdict(costs: float) -> str:
     if costs < THREAD_MAY_COST:
         return f"{said}: a thread would do (it may cost {THREAD_MAY_COST:.0%})."
     return f"{said}: it stays a process (a thread may cost {THREAD_MAY_COST:.0%})."
-
-
-if __name__ == "__main__":
-    sys.exit(main())

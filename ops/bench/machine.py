@@ -44,7 +44,7 @@ class Machine:
         cpuinfo = Path("/proc/cpuinfo").read_text()
         flags = set(re.findall(r"\w+", "".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.M)[:1])))
         load, others = [round(load, 2) for load in os.getloadavg()], Others()
-        time.sleep(_LOOK_S / 20 if quick else _LOOK_S)
+        time.sleep(_LOOK_S / 20 if quick else _LOOK_S)  # a share of the CPU is one over some time
         return cls(
             cpu=_cpu(cpuinfo),
             cores=len(os.sched_getaffinity(0)),

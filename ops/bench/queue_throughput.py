@@ -90,7 +90,7 @@ def _watch(
             raise Failed(f"{system.name}: {left} of {jobs} jobs are left after {WITHIN_S:.0f} s")
         if dead := [worker.returncode for worker in workers if worker.poll() is not None]:
             raise Failed(f"{system.name}: a worker ended with exit code {dead[0]}, {left} jobs before the last")
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(LOOK_EVERY_S)  # each look takes the server's time from the system
     if first is None:
         raise Failed(f"{system.name}: {jobs} jobs were done before one could look: give more --jobs")
     return (*first, time.perf_counter())
@@ -102,4 +102,4 @@ def _check_answers(system: System, redis: sync_redis.Redis, jobs: int) -> None:
     while (found := system.answered(redis)) != jobs:
         if time.perf_counter() > deadline:
             raise Failed(f"{system.name}: {found} results of {jobs} jobs")
-        time.sleep(0.05)
+        time.sleep(0.05)  # its workers write the last results

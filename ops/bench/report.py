@@ -18,14 +18,18 @@ from ops.bench.machine import Machine
 RESULTS = Path(__file__).parent / "results"
 
 
+class BenchError(Exception):
+    """A bench can't measure, or what it measured would mean nothing: why. `python -m ops.bench` ends with 1."""
+
+
 def parser(bench: str, what: str | None, *, runs: int) -> argparse.ArgumentParser:
     """The flags that every bench has."""
     made = argparse.ArgumentParser(prog=f"python -m ops.bench {bench}", description=(what or "").partition("\n")[0])
     cores = len(os.sched_getaffinity(0))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream" / "bench"
-    made.add_argument("--runs", type=_at_least_1, default=runs, help="measured ones, after a warm-up (%(default)s)")
-    made.add_argument("--threads", type=_at_least_1, default=cores, help="of all systems alike (%(default)s)")
-    made.add_argument("--rows", type=_at_least_1, default=64, help="seats in the engine's batch (%(default)s)")
+    made.add_argument("--runs", type=at_least_1, default=runs, help="measured ones, after a warm-up (%(default)s)")
+    made.add_argument("--threads", type=at_least_1, default=cores, help="of all systems alike (%(default)s)")
+    made.add_argument("--rows", type=at_least_1, default=64, help="seats in the engine's batch (%(default)s)")
     made.add_argument("--backend", choices=("auto", "c", "torch"), default="auto", help="of the engine's operations")
     made.add_argument("--quick", action="store_true", help="little work: shows that it runs, measures nothing")
     made.add_argument("--save", action="store_true", help="keep the JSON in ops/bench/results")
@@ -33,10 +37,19 @@ def parser(bench: str, what: str | None, *, runs: int) -> argparse.ArgumentParse
     return made
 
 
-def _at_least_1(given: str) -> int:
+def at_least_1(given: str) -> int:
+    """A flag's number of things."""
     value = int(given)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def share(given: str) -> float:
+    """A flag's part of a whole."""
+    value = float(given)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 1, got {value:g}")
     return value
 
 

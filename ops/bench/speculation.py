@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +23,11 @@ from typing import Any
 from ops.bench import models, report
 from ops.bench.machine import Machine
 from ops.bench.workload import mixed_lengths
-from worker.engine import ConfigError, Engine, SequenceParams
+from worker.engine import Engine, SequenceParams
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo" / "model"
 COPYING = ("repeat", "reverse", "sort")
+WORKLOADS = (*COPYING, "others", "loop", "noise")
 MAX_TOKENS = 120  # of an answer; longer ones are cut, on both sides
 Job = tuple[list[int], SequenceParams]
 
@@ -35,26 +35,28 @@ Job = tuple[list[int], SequenceParams]
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = report.parser("speculation", __doc__, runs=5)
     parser.add_argument("--widths", default="1,8,64", help="jobs at once, comma-separated (%(default)s)")
-    parser.add_argument("--only", default="", help="workloads, comma-separated; all by default")
+    parser.add_argument("--only", default="", help=f"workloads of {', '.join(WORKLOADS)}; all by default")
     parser.add_argument("--max-drafts", type=int, default=16, help="of the engine with it (%(default)s)")
     given = parser.parse_args(arguments)
-    if given.quick:
-        given.runs, given.widths = 1, "2"
+    given.only = [name for name in given.only.split(",") if name]
+    if unknown := [name for name in given.only if name not in WORKLOADS]:
+        parser.error(f"--only: there is no {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
     try:
-        return _bench(given)
-    except ConfigError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
+        given.widths = [report.at_least_1(width) for width in given.widths.split(",")]
+    except (ValueError, argparse.ArgumentTypeError):
+        parser.error(f"--widths: expected numbers like 1,8,64; got {given.widths!r}")
+    if given.quick:
+        given.runs, given.widths = 1, [2]
+    return _bench(given)
 
 
 def _bench(given: argparse.Namespace) -> int:
     machine = Machine.here()
     print("\n".join(machine.lines()))
     print(f"{given.threads} threads, bfloat16; medians of {given.runs} pairs of runs [least-most]\n")
-    wanted = [name for name in given.only.split(",") if name] or [*COPYING, "others", "loop", "noise"]
     found = []
-    for name in wanted:
-        for width in map(int, given.widths.split(",")):
+    for name in given.only or WORKLOADS:
+        for width in given.widths:
             found.append(_compare(name, width, given))
             print(found[-1].pop("row"), flush=True)
     settings = {name: getattr(given, name) for name in ("runs", "threads", "backend", "widths", "max_drafts", "quick")}
@@ -127,7 +129,3 @@ def _jobs(name: str, count: int) -> list[Job]:
     params = SequenceParams(MAX_TOKENS, stop_ids=frozenset({tokenizer.eos_token_id}))
     examples = heldout_examples(-(-count // len(kinds)), 1, kinds)[:count]
     return [(prompt_ids(tokenizer, one.prompt, chat=True), params) for one in examples]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -123,7 +123,3 @@ def _table(bare: list[dict[str, float]], whole: list[dict[str, float]]) -> str:
 
 def _median(runs: list[dict[str, float]], name: str) -> float:
     return statistics.median(run[name] for run in runs)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

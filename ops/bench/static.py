@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,9 +22,9 @@ from ops.bench.engine import same_tokens
 from ops.bench.figures import Figures
 from ops.bench.latencies import percentile
 from ops.bench.machine import BUSY_CORES, Machine
-from ops.bench.systems import OnEngine, Run, Wrong
+from ops.bench.systems import OnEngine, Run
 from ops.bench.workload import Request, Workload, equal_lengths, heavy_tailed, mixed_lengths, uniform_lengths
-from worker.engine import ConfigError, Engine
+from worker.engine import Engine
 
 SPREADS: dict[str, Callable[[int], list[Request]]] = {
     "equal": equal_lengths,
@@ -37,18 +36,14 @@ SPREADS: dict[str, Callable[[int], list[Request]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = report.parser("static", __doc__, runs=3)
-    parser.add_argument("--requests", type=int, default=192, help="of each spread of lengths (%(default)s)")
+    parser.add_argument(
+        "--requests", type=report.at_least_1, default=192, help="of each spread of lengths (%(default)s)"
+    )
     parser.set_defaults(rows=16)
     given = parser.parse_args(arguments)
-    if given.requests < 1:
-        parser.error(f"--requests: expected at least 1, got {given.requests}")
     if given.quick:
         given.runs, given.requests, given.rows = 1, 4, 2
-    try:
-        return _bench(given)
-    except (Wrong, ConfigError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Wrong) else 2
+    return _bench(given)
 
 
 def _bench(given: argparse.Namespace) -> int:
@@ -164,7 +159,3 @@ def _panels(spreads: list[dict[str, Any]]) -> list[Panel]:
         )
         for spread in spreads
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from ops.bench.machine import Others
+from ops.bench.report import BenchError
 from ops.bench.workload import Request
 from worker.engine import Engine, SequenceParams
 
 
-class Wrong(Exception):
+class Wrong(BenchError):
     """A system did not answer as it must: what came, against what was expected. Its time would mean nothing."""
 
 
@@ -79,7 +80,7 @@ class OnEngine:
         while upcoming or engine.has_work:
             self._let_in(requests, upcoming, time.perf_counter() - began)
             if not engine.has_work:
-                time.sleep(max(0.0, upcoming[0][0] - (time.perf_counter() - began)))
+                time.sleep(max(0.0, upcoming[0][0] - (time.perf_counter() - began)))  # until the next one comes
                 continue
             before = time.perf_counter() - began
             output = engine.step()

@@ -21,6 +21,7 @@ from ops.demo.servers import Program
 
 DRAINED, ENGINE_LOST, NO_REDIS = 0, 3, 4
 _STOPS_WITHIN_S = 60.0
+_LOOKS_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Worker(Program):
             children = psutil.Process(self.pid).children()
             self.engine = children[0] if children else None
         return self.consumer is not None
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it runs, was not told to end, and is not ready yet."""
+        return self.is_running and not self.doomed and not self.is_ready
 
     def said(self, event: str) -> list[dict[str, Any]]:
         """The lines of its log that report `event`."""
@@ -137,13 +143,16 @@ class Fleet:
                 self.slots[slot] = self._start(slot)
 
     def stop(self) -> None:
-        """SIGTERM to all, and wait: they have to end well, and their engines with them."""
+        """SIGTERM to all, and wait: they have to end well, and their engines with them.
+
+        One that is starting is let come so far first: while it imports, a signal ends it as it would any process.
+        """
+        deadline = time.monotonic() + _STOPS_WITHIN_S
         for worker in self.slots:
             worker.resume()
-            if not worker.is_ready:
-                worker.fate.add(-signal.SIGTERM)  # it may still be starting: without a handler, and without a job
+            while worker.is_starting and time.monotonic() < deadline:
+                time.sleep(_LOOKS_EVERY_S)
             worker.end(signal.SIGTERM, DRAINED)
-        deadline = time.monotonic() + _STOPS_WITHIN_S
         for worker in self.slots:
             try:
                 worker.process.wait(max(0.1, deadline - time.monotonic()))

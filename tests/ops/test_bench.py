@@ -125,6 +125,11 @@ def test_a_run_in_figures():
         (("speed",), "there is no bench 'speed'; there are engine, online, "),
         (("--only", "vllm"), "no system is named like this; there are transformers static 16, slipstream"),
         (("--workload", "demo", "--threads", "4096"), "threads must be between 1 and"),
+        (("peers", "--share", "5"), "--share: expected more than 0 and at most 1, got 5"),
+        (("peers", "--llamacpp", "llama-server"), "--llamacpp: expected SERVER,GGUF, got 'llama-server'"),
+        (("peers", "--runner", "other"), "--runner: expected NAME=COMMAND, got 'other'"),
+        (("long_prompts", "--prompts", "0"), "--prompts: expected at least 1, got 0"),
+        (("speculation", "--only", "sing"), "--only: there is no 'sing'; there are repeat, reverse, sort"),
     ],
 )
 def test_a_wrong_flag_is_one_clear_line(words: tuple[str, ...], said: str, cache: Path, capsys):

@@ -20,10 +20,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.large_pages import use_large_pages
-from kernels.cpu.ops import fits
-from kernels.errors import KernelsUnavailable
-from kernels.linear import can_pack
-from kernels.table import Backend, Ops, best_ops, ops_for
+from kernels.table import Backend, Ops
 from worker.engine.config import ConfigError, EngineConfig
 from worker.engine.cuda import CompileWatch
 from worker.engine.device_runner import DeviceRunner
@@ -32,6 +29,7 @@ from worker.engine.gpu_fit import find_gpu, refuse_unfit
 from worker.engine.kv_format import KvFormat
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
+from worker.engine.resolve import cpu_dtype, cpu_ops, device_of, gpu_dtype, max_len_of, num_pages_of
 from worker.engine.rows import RowTable
 from worker.engine.runner import PlainRunner, Read, Runner
 from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
@@ -40,8 +38,6 @@ from worker.engine.speculation import Speculation
 from worker.models.checkpoint import Checkpoint, Weights, locate, weight_bytes
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
-
-_POOL_SHARE = 0.25  # of the free memory, for the default pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +141,19 @@ class Engine:
         shape = read_config(directory)
         if device_of(config) == "cuda":
             gpu = find_gpu()
-            stored = KvFormat.of(config.kv_dtype, _gpu_dtype(config, shape.dtype), is_amd=gpu.is_amd)
+            stored = KvFormat.of(config.kv_dtype, gpu_dtype(config, shape.dtype), is_amd=gpu.is_amd)
             refuse_unfit(gpu, shape, stored, config.page_size, weight_bytes(directory))
             return cls.from_weights(Checkpoint(directory, torch.device("cuda")), shape, config)
-        dtype = _dtype(config, shape.dtype)
-        max_len = _max_len(config, shape)
+        dtype = cpu_dtype(config, shape.dtype)
+        max_len = max_len_of(config, shape)
         kv_format = KvFormat.of(config.kv_dtype, dtype)
         on_device = (config.device_rows or config.ahead) and config.backend in (Backend.TORCH, Backend.TRITON)
         if config.kv_dtype != "auto" and not on_device:
             raise ConfigError(f"kv_dtype {config.kv_dtype} is for GPUs; on this CPU give --kv-dtype auto")
-        num_pages = _num_pages(config, shape, kv_format, max_len, free_bytes() - weight_bytes(directory))
+        num_pages = num_pages_of(config, shape, kv_format, max_len, free_bytes() - weight_bytes(directory))
         max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
-            ops, slower_because = _ops(config, shape, dtype)
+            ops, slower_because = cpu_ops(config, shape, dtype)
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
             where = (shape, num_pages, config.page_size, decoder.device)
             kv, scales = kv_format.pages(*where), kv_format.scales(*where)
@@ -178,11 +174,11 @@ class Engine:
         """An engine on the GPU where `weights` are to lie. Raises as from_pretrained does."""
         from worker.engine.gpu_start import start  # a CPU worker's start does without it
 
-        dtype, max_len = _gpu_dtype(config, shape.dtype), _max_len(config, shape)
+        dtype, max_len = gpu_dtype(config, shape.dtype), max_len_of(config, shape)
 
         def num_pages(free: int) -> int:
             kv = KvFormat.of(config.kv_dtype, dtype)
-            return _num_pages(config, shape, kv, max_len, free, share=1.0)
+            return num_pages_of(config, shape, kv, max_len, free, share=1.0)
 
         made = start(weights, shape, config, dtype, max_len, num_pages)
         max_len = min(max_len, made.kv.shape[1] * config.page_size)
@@ -431,85 +427,3 @@ def _end(sequence: Sequence, token: int) -> FinishReason | None:
     if token in sequence.params.stop_ids and len(sequence.output) > sequence.params.min_tokens:
         return FinishReason.STOP
     return FinishReason.LENGTH if len(sequence.output) >= sequence.params.max_tokens else None
-
-
-def device_of(config: EngineConfig) -> str:
-    """cpu or cuda: what is asked for, else a GPU where torch finds one."""
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _gpu_dtype(config: EngineConfig, checkpoint: str) -> torch.dtype:
-    name = config.dtype if config.dtype != "auto" else checkpoint
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ConfigError(f"config.json names dtype {name!r}; give --dtype bfloat16 or float16")
-    return dtype
-
-
-def _dtype(config: EngineConfig, checkpoint: str) -> torch.dtype:
-    """The dtype to compute in: the one asked for, or the checkpoint's where this CPU is good at it."""
-    asked = config.dtype
-    name = asked if asked != "auto" else checkpoint
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ConfigError(f"config.json names dtype {name!r}; give --dtype bfloat16 or float32")
-    packs = can_pack(torch.device("cpu"), dtype)
-    if asked == "auto" and dtype != torch.float32 and not packs:
-        return torch.float32
-    if config.deterministic and not packs:
-        raise ConfigError(
-            f"deterministic mode has no {name} on this CPU; give --dtype float32, or bfloat16 if it has that"
-        )
-    return dtype
-
-
-def _ops(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> tuple[Ops, str | None]:
-    """The backend asked for, or the best there is, and why no better one."""
-    sizes = (model.hidden_size, model.intermediate_size, model.head_dim)
-    if config.backend == "auto":
-        return best_ops(dtype, sizes)
-    odd = fits(dtype, sizes) if config.backend == Backend.C else None
-    if odd is not None:
-        raise ConfigError(f"backend c can't run this model: {odd}; give --backend auto or torch")
-    try:
-        return ops_for(Backend(config.backend), dtype), None
-    except KernelsUnavailable as error:
-        raise ConfigError(
-            f"backend {config.backend} can't be had here: {error}; give --backend auto or torch"
-        ) from None
-
-
-def _max_len(config: EngineConfig, model: ModelConfig) -> int:
-    if config.max_len is not None and config.max_len > model.max_len:
-        raise ConfigError(f"max_len must be at most the model's {model.max_len}; got {config.max_len}")
-    return config.max_len or model.max_len
-
-
-def _num_pages(
-    config: EngineConfig,
-    model: ModelConfig,
-    kv: KvFormat,
-    max_len: int,
-    free: int,
-    share: float = _POOL_SHARE,
-) -> int:
-    """The pages asked for, or those for all rows at full length, at most what that share of `free` bytes holds."""
-    page_bytes = kv.page_bytes(model, config.page_size)
-    free = max(0, free)
-    if config.num_pages is not None:
-        if config.num_pages * page_bytes > free:  # memory costs nothing until it is written: checked now or never
-            raise ConfigError(
-                f"not enough memory for a page pool of num_pages {config.num_pages:,}: it takes "
-                f"{config.num_pages * page_bytes:,} bytes, {free:,} are free; give at most {free // page_bytes:,}"
-            )
-        return config.num_pages
-    affordable = int(free * share) // page_bytes
-    if affordable < 1:
-        part = "a quarter of the" if share == _POOL_SHARE else "all of the"
-        raise ConfigError(
-            f"not enough memory for a page pool: one page takes {page_bytes:,} bytes, and {part} "
-            f"{free:,} free bytes is all it may take; free memory or give num_pages"
-        )
-    return min(config.max_rows * -(-max_len // config.page_size), affordable)

@@ -66,7 +66,7 @@ def _run(
             here.add(coming)
             coming += 1
         if not here:
-            time.sleep(max(0.0, arrivals[coming] - now))
+            time.sleep(max(0.0, arrivals[coming] - now))  # until the next one comes
             continue
         new = system.step()
         now = time.perf_counter() - began

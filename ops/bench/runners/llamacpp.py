@@ -71,7 +71,7 @@ class LlamaCpp:
                 probe.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 if b" 200 " in probe.recv(200):
                     return
-            time.sleep(0.05)
+            time.sleep(0.05)  # it loads its model
         raise RuntimeError(f"llama-server did not answer within {STARTS_WITHIN_S:g} s; see what it said above")
 
 

@@ -19,7 +19,7 @@ from producer.calls import Call, Delivery, Publication, ReclaimCursor
 from producer.calls.script import Script
 from producer.cursor import EventCursor
 from producer.errors import SlipstreamError, Undecodable
-from producer.keys import Keys
+from producer.keys import GROUP, Keys
 from producer.protocol import FinishReason, Result, running_hash
 from tests.producer.fuzz.truth import JobTruth, Truth, right
 
@@ -155,6 +155,15 @@ class World:
             return False
         lane, entry = named
         return (lane, entry or ready) == (delivery.lane.encode(), delivery.entry.encode())
+
+    def pending_at(self, delivery: Delivery) -> str | None:
+        """The consumer whose entry it is, as Redis has it; None where it is nobody's."""
+        lane, entry = self.keys.lane(delivery.lane), delivery.entry
+        try:
+            pending = self.redis.xpending_range(lane, GROUP, entry, entry, 1)
+        except ResponseError:  # the lane is lost, and its group with it
+            return None
+        return pending[0]["consumer"].decode() if pending else None
 
     def tail(self, job_id: str) -> int | None:
         """Tokens in its events; None where they are no stream."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from producer import calls
 from producer.calls import Held, Publication
+from producer.keys import HANDOFF
 from tests.producer.fuzz import taking
 from tests.producer.fuzz.failing import back_up, fail_over, kill
 from tests.producer.fuzz.truth import HANDED_BACK, right
@@ -99,10 +100,11 @@ def haunt(world: World, _: str) -> None:
     assert world.run(calls.renew(world.keys, name, [held])) == [False], "a zombie renewed a lease"
     assert not world.run(calls.alone(world.keys, job_id, work.epoch, name)), "a zombie says what runs alone"
     if job.is_live:
-        given = world.run(calls.hand_back(world.keys, name, [held]))
-        # An entry that is no longer the job's may lie there too, given up unclaimed; a claim removes it.
+        was_given = world.pending_at(work.delivery) == HANDOFF  # one that is no longer the job's may be, till a claim
         if world.leads_to(work.delivery):
-            assert given == [job.holder == HANDED_BACK], "a zombie handed something back"
+            assert was_given == (job.holder == HANDED_BACK), "an entry is not where it should be"
+        given = world.run(calls.hand_back(world.keys, name, [held]))
+        assert given == [was_given], "a zombie handed something back"
     world.run(calls.retry(world.keys, work.delivery, name, work.epoch, "late"))
 
 
