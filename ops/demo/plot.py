@@ -34,7 +34,7 @@ def draw(rows: int, run: Continuous, static: StaticRun, path: Path) -> None:
             floor = _fill(above, width, floor, mean_rows(stretches, width, _COLUMNS), _COLOURS[lane], f"{lane} lane")
         stretches = [(at, until, rows) for (at, rows), (until, _) in pairwise(static.changes)]
         _fill(below, width, [0.0] * _COLUMNS, mean_rows(stretches, width, _COLUMNS), _STATIC, "")
-        says = "a row is filled again the moment its answer ends"
+        says = "a row is filled again the moment its answer ends, which its reader sees some ms later"
         _label(above, rows, run.mean_rows, "Continuous", run.tokens / run.seconds, says)
         says = "a row stays empty until its whole batch has ended"
         _label(below, rows, static.mean_rows, "Static", static.tokens / static.seconds, says)
@@ -70,7 +70,7 @@ def _label(axes: Axes, rows: int, mean: float, name: str, speed: float, says: st
     axes.set_title(f"{name}: {speed:,.0f} tokens/s, {mean:.1f} of {rows} rows in use", loc="left", fontweight="bold")
     axes.set_title(says, loc="right", fontsize=9, color=_STATIC)
     axes.axhline(mean, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_ylim(0, rows + 0.5)
+    axes.set_ylim(0, rows + 2)  # for a moment an end that is still on its way stands beside the row's next job
     axes.set_ylabel("rows in use")
     axes.set_yticks(range(0, rows + 1, max(1, rows // 4)))
     axes.spines[["top", "right"]].set_visible(False)
