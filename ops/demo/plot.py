@@ -34,7 +34,7 @@ def draw(rows: int, run: Continuous, static: StaticRun, path: Path) -> None:
             floor = _fill(above, width, floor, mean_rows(stretches, width, _COLUMNS), _COLOURS[lane], f"{lane} lane")
         stretches = [(at, until, rows) for (at, rows), (until, _) in pairwise(static.changes)]
         _fill(below, width, [0.0] * _COLUMNS, mean_rows(stretches, width, _COLUMNS), _STATIC, "")
-        says = "a row is filled again the moment its answer ends, which its reader sees some ms later"
+        says = "a row is filled at once, before its end is seen"
         _label(above, rows, run.mean_rows, "Continuous", run.tokens / run.seconds, says)
         says = "a row stays empty until its whole batch has ended"
         _label(below, rows, static.mean_rows, "Static", static.tokens / static.seconds, says)
