@@ -22,15 +22,15 @@ def lanes(url, single_row):
 
 
 @pytest.fixture
-def order_of(lanes, wait_until):
+def order_of(lanes, single_row):
     """Submit short jobs while the row is taken by a long one; the lanes in the order in which their jobs then ran."""
 
     def submit_all(*wanted):
         long = lanes.submit(prompt="Count from 1 to 100", max_tokens=800, ignore_eos=True)
-        wait_until(lambda: lanes.status(long).state == "running", 60, "the long job runs")
-        jobs = {lanes.submit(prompt="Count from 3 to 5", lane=lane): lane for lane in wanted}
-        assert lanes.status(long).state == "running", "the long job ended before the others were there"
-        assert lanes.cancel(long).met == "running"
+        assert next(event for event in lanes.stream(long) if event.kind == "tokens")
+        with single_row.frozen():  # so that it does not end before the others are there
+            jobs = {lanes.submit(prompt="Count from 3 to 5", lane=lane): lane for lane in wanted}
+            assert lanes.cancel(long).met == "running"
         for job in jobs:
             assert lanes.result(job, timeout=120).ok
         return [jobs[job] for job in sorted(jobs, key=lambda job: lanes.status(job).claimed_at)]

@@ -11,11 +11,17 @@ import pytest
 from producer import InvalidJob, JobExpired
 
 
-def test_a_running_job_ends_at_its_deadline(queue):
+def test_a_running_job_ends_at_its_deadline(queue, worker, wait_until):
     """It had begun; its tokens stay readable, and its end says why there are no more."""
-    job = queue.submit(prompt="Count from 1 to 100", max_tokens=950, ignore_eos=True, deadline=time.time() + 0.3)
-    *_, ended = queue.stream(job)
+    deadline = time.time() + 2.5
+    job = queue.submit(prompt="Count from 1 to 100", max_tokens=950, ignore_eos=True, deadline=deadline)
+    events = queue.stream(job)
+    first_tokens = next(event for event in events if event.kind == "tokens")
+    with worker.frozen():  # a worker that stands still for a while, so that the job is late on any machine
+        wait_until(lambda: time.time() > deadline, 60, "the deadline is over")
+    *_, ended = events
     assert (ended.reason, ended.error.code) == ("expired", "deadline")
+    assert queue.result(job).text.startswith(first_tokens.text)
     with pytest.raises(JobExpired):
         queue.result(job).raise_for_failure()
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ class WorkerProcess:
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within, neither it nor its engine moves: what it was doing, it is doing still. For less than a lease."""
+        halves = [psutil.Process(self.engine_pid), psutil.Process(self.pid)]
+        for half in halves:
+            half.suspend()
+        try:
+            yield
+        finally:
+            for half in reversed(halves):
+                half.resume()
 
     def exit_code(self, timeout_s: float = STOPS_WITHIN_S) -> int:
         """How it ended, once it has."""
