@@ -29,10 +29,16 @@ class Linear:
     weight [N, K], bias [N] or None, both model dtype. The weight is taken over: after packing the plain tensor is
     released, and nothing but this object knows its layout.
 
+    weights: how the weight is stored, auto (in its own dtype) or int8 (codes with a scale for each output, made here;
+    the caller has asked int8_refused).
+
     Raises ValueError if `deterministic` and this dtype has no product whose rows are independent of each other here.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, deterministic: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, deterministic: bool = False, weights: str = "auto"
+    ) -> None:
+        assert weights == "auto" or int8_refused(weight.device, weight.dtype) is None, "weights can't be int8 here"
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self._deterministic = deterministic
@@ -63,6 +69,11 @@ class Linear:
         assert not (self._deterministic and x.shape[0] == 1), "a lone row's bits differ: pad it"
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
+
+
+def int8_refused(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why weights of a model in this dtype can't be stored as int8 on this device, or None."""
+    return f"there is no product with int8 weights for {dtype} on {device.type} yet"
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

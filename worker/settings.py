@@ -31,6 +31,7 @@ ENGINE_FIELDS = (
     "max_drafts",
     "dtype",
     "kv_dtype",
+    "weights",
     "backend",
     "deterministic",
     "device",
@@ -92,6 +93,7 @@ class Settings(BaseSettings):
     max_drafts: int = Field(16, ge=0, description="most tokens guessed from a job's own text and checked at once")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
     kv_dtype: Literal["auto", "int8", "fp8"] = Field("auto", description="of K/V in the pages; smaller ones on a GPU")
+    weights: Literal["auto", "int8"] = Field("auto", description="how the layers' are stored; int8: half the bytes")
     backend: Literal["auto", "c", "torch", "triton"] = Field(
         "auto", description="of the operations; auto: the fastest here"
     )

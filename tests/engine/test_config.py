@@ -39,6 +39,7 @@ GIB = 1 << 30
         ({"step_time_s": 0.0}, "step_time_s must be above 0 and at most 60 seconds, or None; got 0.0"),
         ({"watermark": float("nan")}, "watermark must be in"),
         ({"dtype": "int8"}, r"dtype must be one of \('auto', 'bfloat16', 'float16', 'float32'\); got 'int8'"),
+        ({"weights": "int4"}, r"weights must be one of \('auto', 'int8'\); got 'int4'"),
         ({"backend": "cuda"}, "backend must be .*; got 'cuda'"),
         ({"threads": 0}, f"threads must be between 1 and the {CORES} cores this process may run on; got 0"),
         ({"threads": CORES + 1}, f"threads must be between 1 and the {CORES} cores .*; got {CORES + 1}"),

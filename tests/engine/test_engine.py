@@ -275,6 +275,7 @@ def test_the_engine_describes_itself(engine_of: EngineOf, backend: str):
         "backend": backend,
         "slower_because": None,
         "dtype": "float32",
+        "weights": "auto",
         "kv_dtype": "float32",
         "vocab_size": VOCAB,
         "max_rows": 3,

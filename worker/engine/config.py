@@ -10,6 +10,7 @@ from kernels.table import Backend
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 KV_DTYPES = ("auto", "int8", "fp8")
+WEIGHTS = ("auto", "int8")
 DEVICES = ("auto", "cpu", "cuda")
 PAGE_SIZES = (16, 32, 64, 128)
 
@@ -38,6 +39,9 @@ class EngineConfig:
                    bfloat16, float16, float32
     kv_dtype       of K/V in the pages: auto (dtype), int8 (a scale a token and head), fp8; smaller ones where rows are
                    on the device, on the backends torch and triton
+    weights        how those of the layers' linears are stored: auto (dtype), int8 (codes with a scale an output, made
+                   at load); embedding, head and norms stay in dtype. Where there is no such product here they are
+                   stored as with auto, and Engine.slower_because says so
     backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
     deterministic  a token's values do not depend on what else is in the batch
     device         auto (cuda where there is a GPU that torch can use, else cpu), cpu, cuda
@@ -60,6 +64,7 @@ class EngineConfig:
     max_drafts: int = 16
     dtype: str = "auto"
     kv_dtype: str = "auto"
+    weights: str = "auto"
     backend: str = "auto"
     deterministic: bool = False
     device: str = "auto"
@@ -97,6 +102,7 @@ class EngineConfig:
         self._expect(self.max_drafts >= 0, "max_drafts", self.max_drafts, "0 (off) or more")
         self._expect(self.dtype in DTYPES, "dtype", self.dtype, f"one of {DTYPES}")
         self._expect(self.kv_dtype in KV_DTYPES, "kv_dtype", self.kv_dtype, f"one of {KV_DTYPES}")
+        self._expect(self.weights in WEIGHTS, "weights", self.weights, f"one of {WEIGHTS}")
         self._expect(self.backend in ("auto", *Backend), "backend", self.backend, "auto, c, torch or triton")
         self._expect(self.device in DEVICES, "device", self.device, f"one of {DEVICES}")
         self._expect(0.0 < self.memory_share <= 1.0, "memory_share", self.memory_share, "above 0 and at most 1")

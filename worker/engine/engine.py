@@ -29,7 +29,7 @@ from worker.engine.gpu_fit import find_gpu, refuse_unfit
 from worker.engine.kv_format import KvFormat
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
-from worker.engine.resolve import cpu_dtype, cpu_ops, device_of, gpu_dtype, max_len_of, num_pages_of
+from worker.engine.resolve import cpu_dtype, cpu_ops, device_of, gpu_dtype, max_len_of, num_pages_of, stored_weights
 from worker.engine.rows import RowTable
 from worker.engine.runner import PlainRunner, Read, Runner
 from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
@@ -111,7 +111,7 @@ class Engine:
         self.config, self.max_len = config, max_len
         self.stats = EngineStats()
         self.backend = ops.backend
-        self.slower_because: str | None = None  # why no faster backend runs
+        self.slower_because: str | None = None  # why no faster backend runs, or weights are not stored as was asked
         self.compiled: CompileWatch | None = None  # what Triton compiled once this was warm; None: nothing watches
         self.start_figures: dict[str, Any] = {}  # what a start on a GPU took, by part
         self._decoder, self._kv, self._runner, self._ahead = decoder, kv, runner, ahead
@@ -141,8 +141,8 @@ class Engine:
         shape = read_config(directory)
         if device_of(config) == "cuda":
             gpu = find_gpu()
-            stored = KvFormat.of(config.kv_dtype, gpu_dtype(config, shape.dtype), is_amd=gpu.is_amd)
-            refuse_unfit(gpu, shape, stored, config.page_size, weight_bytes(directory))
+            kv_format = KvFormat.of(config.kv_dtype, gpu_dtype(config, shape.dtype), is_amd=gpu.is_amd)
+            refuse_unfit(gpu, shape, kv_format, config.page_size, weight_bytes(directory))
             return cls.from_weights(Checkpoint(directory, torch.device("cuda")), shape, config)
         dtype = cpu_dtype(config, shape.dtype)
         max_len = max_len_of(config, shape)
@@ -154,19 +154,21 @@ class Engine:
         max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
             ops, slower_because = cpu_ops(config, shape, dtype)
-            decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, deterministic=config.deterministic)
+            stored, kept_because = stored_weights(config, torch.device("cpu"), dtype)
+            how: dict[str, Any] = {"deterministic": config.deterministic, "stored": stored}
+            decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, **how)
             where = (shape, num_pages, config.page_size, decoder.device)
             kv, scales = kv_format.pages(*where), kv_format.scales(*where)
             use_large_pages(kv)  # memory is taken page by page as it is first written; nobody reads what is not
             runner: Runner
             if config.device_rows or config.ahead:
-                how: dict[str, Any] = {"exact_noise": config.deterministic, "kv_scales": scales}
+                how = {"exact_noise": config.deterministic, "kv_scales": scales}
                 runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, max_len, **how)
             else:
                 rows = RowTable(ops, config.max_rows, max_len, config.page_size)
                 runner = PlainRunner(decoder, rows, kv, exact_noise=config.deterministic)
             engine = cls(decoder, ops, config, kv, runner, max_len, ahead=bool(config.ahead))
-            engine.slower_because = slower_because
+            engine.slower_because = "; ".join(filter(None, (slower_because, kept_because))) or None
             return engine
 
     @classmethod
@@ -339,6 +341,7 @@ class Engine:
             "backend": self.backend.value,
             "slower_because": self.slower_because,
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
+            "weights": self._decoder.stored,
             "kv_dtype": str(self._kv.dtype).removeprefix("torch."),
             "vocab_size": self.model.vocab_size,
             "max_rows": self.config.max_rows,

@@ -53,6 +53,8 @@ def start(
 
     Raises ConfigError where the backend can't be had or memory is short.
     """
+    if config.weights != "auto":
+        raise ConfigError(f"weights {config.weights} is for CPUs so far; on device cuda give --weights auto")
     seconds, began = dict[str, float](), time.perf_counter()
 
     def done(part: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from kernels.cpu.ops import fits
 from kernels.errors import KernelsUnavailable
-from kernels.linear import can_pack
+from kernels.linear import can_pack, int8_refused
 from kernels.table import Backend, Ops, best_ops, ops_for
 from worker.engine.config import ConfigError, EngineConfig
 from worker.engine.kv_format import KvFormat
@@ -67,6 +67,12 @@ def cpu_ops(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> tup
         raise ConfigError(
             f"backend {config.backend} can't be had here: {error}; give --backend auto or torch"
         ) from None
+
+
+def stored_weights(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
+    """How the layers' weights are stored, auto or int8, and why not as asked for."""
+    refused = None if config.weights == "auto" else int8_refused(device, dtype)
+    return ("auto", f"weights stay in {dtype}: {refused}") if refused else (config.weights, None)
 
 
 def max_len_of(config: EngineConfig, model: ModelConfig) -> int:

@@ -25,7 +25,8 @@ from worker.models.rope import cos_sin_table
 class _Layer:
     """One decoder layer's weights: packed QKV and gate-up, output and down projections, norms."""
 
-    def __init__(self, checkpoint: Weights, config: ModelConfig, index: int, dtype: torch.dtype, fixed: bool) -> None:
+    def __init__(self, checkpoint: Weights, config: ModelConfig, index: int, dtype: torch.dtype, **how: Any) -> None:
+        """how: what each Linear is given beside its tensors."""
         prefix = f"model.layers.{index}."
         hidden, D = config.hidden_size, config.head_dim
         q, kv, inner = config.num_heads * D, config.num_kv_heads * D, config.intermediate_size
@@ -34,7 +35,7 @@ class _Layer:
             """The projections `names` (with their output sizes) side by side as one product."""
             weight = [checkpoint.take(f"{prefix}{n}.weight", (size, inputs), dtype) for n, size in names.items()]
             biases = [checkpoint.take(f"{prefix}{n}.bias", (size,), dtype) for n, size in names.items()] if bias else []
-            return Linear(torch.cat(weight), torch.cat(biases) if bias else None, deterministic=fixed)
+            return Linear(torch.cat(weight), torch.cat(biases) if bias else None, **how)
 
         def vector(name: str, size: int) -> Tensor:
             return checkpoint.take(f"{prefix}{name}.weight", (size,), dtype)
@@ -54,7 +55,9 @@ class _Layer:
 class Decoder:
     """A causal language model's weights and its forward pass.
 
-    dtype is that of weights, activations and logits. `deterministic` makes a token's values independent of the batch.
+    dtype is that of weights, activations and logits; stored "int8": the weights of the layers' linears are stored so
+    (Linear), while embedding, head and norms stay in dtype. `deterministic` makes a token's values independent of the
+    batch.
     Raises ModelError if the checkpoint lacks a tensor, has one of another shape, or one that nothing here uses.
     """
 
@@ -67,15 +70,17 @@ class Decoder:
         *,
         max_len: int,
         deterministic: bool,
+        stored: str = "auto",
     ) -> None:
         """weights: a directory, whose tensors are taken to the CPU, or where to take them from."""
         checkpoint = Checkpoint(weights) if isinstance(weights, Path) else weights
         self.device = checkpoint.device
         shape = (config.vocab_size, config.hidden_size)
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.stored = config, dtype, stored
         self._ops, self._deterministic = ops, deterministic
         self._embedding = checkpoint.take("model.embed_tokens.weight", shape, dtype)
-        self._layers = [_Layer(checkpoint, config, i, dtype, deterministic) for i in range(config.num_layers)]
+        how: dict[str, Any] = {"deterministic": deterministic, "weights": stored}
+        self._layers = [_Layer(checkpoint, config, i, dtype, **how) for i in range(config.num_layers)]
         self._norm = checkpoint.take("model.norm.weight", (config.hidden_size,), dtype)
         tied = config.tied_embeddings or "lm_head.weight" not in checkpoint
         head = self._embedding if tied else checkpoint.take("lm_head.weight", shape, dtype)
