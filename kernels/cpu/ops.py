@@ -16,7 +16,6 @@ from kernels.cpu.batch import prepare_batch_in_c
 from kernels.cpu.library import load
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
-from kernels.sample import candidates, row_keys
 
 LANES = 16
 
@@ -49,11 +48,9 @@ class CpuOps:
         self._silu_mul.argtypes = [pointer] * 2 + [integer] * 2
         self._norm_rope_write = library.norm_rope_write
         self._norm_rope_write.argtypes = [pointer] * 8 + [integer] * 5 + [real]
-        self._greatest = library.greatest
-        self._greatest.argtypes = [pointer] * 2 + [integer] * 2
-        self._greatest_noisy = library.greatest_noisy
-        self._greatest_noisy.argtypes = [pointer] * 3 + [integer] * 2
-        voids = (self._rms_norm, self._silu_mul, self._norm_rope_write, self._greatest, self._greatest_noisy)
+        self._draw = library.draw
+        self._draw.argtypes = [pointer] * 8 + [integer] * 3
+        voids = (self._rms_norm, self._silu_mul, self._norm_rope_write, self._draw)
         for function in voids:
             function.restype = None
 
@@ -155,17 +152,17 @@ class CpuOps:
         if banned is not None:
             logits = logits.index_put(banned, torch.tensor(float("-inf"), dtype=logits.dtype))
         self._expect(logits)
-        ids = torch.empty(logits.shape[0], dtype=torch.int64) if out is None else out
-        assert ids.dtype == torch.int64
+        R, V = logits.shape
+        ids = torch.empty(R, dtype=torch.int64) if out is None else out
+        for each in (temperature, top_p, min_p):
+            assert (each.dtype, each.numel()) == (torch.float32, R)
+        for each in (top_k, seed, offset, ids):
+            assert (each.dtype, each.numel()) == (torch.int64, R)
+        each_row = (temperature, top_k, top_p, min_p, seed, offset)
+        held = [column.contiguous() for column in each_row]
         assert ids.is_contiguous()
-        self._greatest(logits.data_ptr(), ids.data_ptr(), *logits.shape)
-        if temperature.any():
-            warm = (temperature > 0).nonzero().squeeze(1)
-            scores = candidates(logits[warm], temperature[warm], top_k[warm], top_p[warm], min_p[warm])
-            keys = row_keys(seed[warm], offset[warm])
-            drawn = torch.empty(len(warm), dtype=torch.int64)
-            self._greatest_noisy(scores.data_ptr(), keys.data_ptr(), drawn.data_ptr(), *scores.shape)
-            ids[warm] = drawn
+        warm = bool(temperature.any())
+        self._draw(logits.data_ptr(), *(column.data_ptr() for column in held), ids.data_ptr(), R, V, warm)
         return ids
 
     def attention_workspace(
