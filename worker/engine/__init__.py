@@ -19,9 +19,11 @@ device_runner.py  DeviceRunner: rows on a device, so that steps can run ahead of
 row_state.py  RowState: those rows, and the changes staged for them
 devices.py    what a DeviceRunner asks of a device; the CPU
 memory.py     how much memory the pool may take
+torch_first.py  torch, imported faster
 serve.py      the engine in a process of its own, behind one connection
 """
 
+from worker.engine import torch_first  # noqa: F401 (before all that imports torch)
 from worker.engine.config import ConfigError, EngineConfig
 from worker.engine.engine import Completion, Emission, Engine, StepOutput
 from worker.engine.sequence import FinishReason, SequenceParams, Unservable
