@@ -66,7 +66,7 @@ class LlamaCpp:
         return new
 
     def _tokens(self, id_: int, event: dict[str, Any]) -> list[int]:
-        """Those that this event tells of, the untold before them as -1. Raises RuntimeError for an answer that failed."""
+        """Those that this event tells of, those untold before as -1. Raises RuntimeError for a failed answer."""
         if "tokens_predicted" not in event:
             raise RuntimeError(f"llama-server answered a request with {json.dumps(event)[:500]}")
         ids: list[int] = event.get("tokens", [])
