@@ -1,8 +1,8 @@
 """llama.cpp's server, asked over HTTP on loopback. Arguments: llama-server, MODEL.gguf, threads, rows.
 
 Token ids in, tokens streamed out, all requests at once on sockets of one thread; its client takes a little of the same
-cores, as a service's would. Rows are its slots; more than 16 made it slower on two cores. It streams no token whose text
-ends within a character; such tokens count when the next one comes, or at the end, and have the id -1 here.
+cores, as a service's would. Rows are its slots; more than 16 made it slower on two cores. It streams no token whose
+text ends within a character; such tokens count when the next one comes, or at the end, and have the id -1 here.
 """
 
 from __future__ import annotations
