@@ -98,6 +98,8 @@ class Worker:
         signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop_signal)
+        if (reason := described["slower_because"]) is not None:
+            log.warning("slower_backend", backend=described["backend"], reason=reason, next="it runs all the same")
         log.info("worker_ready", consumer=self._consumer, queue=self._settings.queue, **described)
 
     def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:

@@ -40,7 +40,7 @@ def load(element: str) -> ctypes.CDLL:
         shutil.which(os.environ.get("CC", "cc")) or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     )
     path = cache_directory() / f"{_key(element)}.so"
-    if not path.exists():
+    if not _is_there(path):
         _compile(element, compiler, path)
     try:
         return ctypes.CDLL(str(path))
@@ -48,11 +48,25 @@ def load(element: str) -> ctypes.CDLL:
         raise CpuKernelsUnavailable(f"{path} can't be loaded: {error}") from None
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # below a directory that this user may not even look into
+        return False
+
+
 def cache_directory() -> Path:
-    """Where compiled kernels are kept: SLIPSTREAM_KERNEL_CACHE, else slipstream/ in the user's cache."""
-    given = os.environ.get("SLIPSTREAM_KERNEL_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "slipstream"
+    """Where compiled kernels are kept: SLIPSTREAM_KERNEL_CACHE, else slipstream/ in the user's cache.
+
+    Raises CpuKernelsUnavailable where the user has no home, as one that a container was given at random.
+    """
+    if given := os.environ.get("SLIPSTREAM_KERNEL_CACHE"):
+        return Path(given)
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise CpuKernelsUnavailable("this user has no home to keep them in; set SLIPSTREAM_KERNEL_CACHE") from None
+    return base / "slipstream"
 
 
 def _key(element: str) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from kernels.cpu import library
 from kernels.linear import can_pack
 from tests.engine.conftest import EngineOf
 from tests.models.checkpoints import Shelf
-from worker.engine import ConfigError, Engine, EngineConfig
+from worker.engine import ConfigError, Engine, EngineConfig, SlowerBackend
 from worker.engine.memory import free_bytes
 from worker.models.config import ModelError
 
@@ -128,30 +131,65 @@ def test_a_backend_that_cannot_run_the_model_is_refused(
 
 
 def test_auto_says_why_no_faster_backend_runs(engine_of: EngineOf):
-    """In what the engine says of itself."""
-    described = engine_of(dtype="float16").describe()
+    """As a warning, and in what the engine says of itself."""
+    with pytest.warns(SlowerBackend, match=r"runs slower than it might: .*not torch\.float16"):
+        described = engine_of(dtype="float16").describe()
     assert described["backend"] == "torch"
     assert "not torch.float16" in described["slower_because"]
 
 
-def test_a_machine_without_a_compiler_falls_back_to_torch_and_says_so(
-    engine_of: EngineOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """With auto it runs on torch; with backend c it is refused."""
-    from kernels.cpu import library
-
+@pytest.fixture
+def nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place for kernels with none in it; what this process has loaded already is forgotten meanwhile."""
+    monkeypatch.setenv("SLIPSTREAM_KERNEL_CACHE", str(tmp_path / "kernels"))
     library.load.cache_clear()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("SLIPSTREAM_KERNEL_CACHE", str(tmp_path))
-    try:
+    yield tmp_path / "kernels"
+    library.load.cache_clear()
+
+
+def lacks_compiler(place: Path, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PATH", str(place.parent))
+    environment.delenv("CC", raising=False)
+
+
+def can_not_write(place: Path, environment: pytest.MonkeyPatch) -> None:
+    place.write_text("a file where a directory should be, which stops root too")
+
+
+def has_no_home(place: Path, environment: pytest.MonkeyPatch) -> None:
+    for name in ("SLIPSTREAM_KERNEL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        environment.delenv(name, raising=False)
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    environment.setattr(pwd, "getpwuid", unknown)  # as for a user that a container was given at random
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (lacks_compiler, "no C compiler"),
+        (can_not_write, "can't be written .*; set SLIPSTREAM_KERNEL_CACHE"),
+        (has_no_home, "no home .*; set SLIPSTREAM_KERNEL_CACHE"),
+    ],
+)
+def test_a_machine_that_can_not_compile_falls_back_to_torch_and_says_so(
+    engine_of: EngineOf,
+    nothing_compiled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+    says: str,
+):
+    """With auto it runs on torch and says so once; with backend c it is refused."""
+    trouble(nothing_compiled, monkeypatch)
+    with pytest.warns(SlowerBackend, match=says) as warned:
         described = engine_of().describe()
-        assert described["backend"] == "torch"
-        assert "no C compiler" in described["slower_because"]
-        with pytest.raises(ConfigError, match="backend c can't be had here: no C compiler"):
-            engine_of(backend="c")
-    finally:
-        library.load.cache_clear()
+    assert len(warned) == 1
+    assert described["backend"] == "torch"
+    assert re.search(says, described["slower_because"])
+    with pytest.raises(ConfigError, match=f"backend c can't be had here: .*{says}"):
+        engine_of(backend="c")
 
 
 def test_a_pool_that_was_asked_for_has_to_fit_the_memory(engine_of: EngineOf):

@@ -19,6 +19,7 @@ from threading import Thread
 import pytest
 
 from ops import redis_server as redis_servers
+from producer import Producer
 from tests.worker.process import DEMO_MODEL, WorkerProcess
 from worker.engine.serve import serve
 from worker.settings import read_settings
@@ -156,6 +157,21 @@ def test_a_token_budget_below_the_rows(engine_refusal):
     """Every row needs a token in each step."""
     said = engine_refusal("--max-rows", "16", "--token-budget", "8")
     assert said.startswith("token_budget must be at least max_rows (16)")
+
+
+def test_a_kernel_cache_that_can_not_be_written_is_told_once_and_done_without(
+    start_worker, redis_url, tmp_path, monkeypatch
+):
+    """The worker runs on torch's operations, and its log says why, and what to set."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SLIPSTREAM_KERNEL_CACHE", str(tmp_path / "file" / "kernels"))
+    worker = start_worker().wait_ready()
+    with Producer(redis_url) as queue:
+        assert queue.result(queue.submit(prompt="Count from 3 to 5\n"), timeout=60).text == "3 4 5"
+    (said,) = worker.said("slower_backend")
+    assert said["backend"] == "torch"
+    assert "can't be written" in said["reason"]
+    assert said["reason"].endswith("set SLIPSTREAM_KERNEL_CACHE")
 
 
 def test_the_traceback_is_there_for_who_asks(start_worker):

@@ -24,7 +24,7 @@ serve.py      the engine in a process of its own, behind one connection
 """
 
 from worker.engine import torch_first  # noqa: F401 (before all that imports torch)
-from worker.engine.config import ConfigError, EngineConfig
+from worker.engine.config import ConfigError, EngineConfig, SlowerBackend
 from worker.engine.engine import Completion, Emission, Engine, StepOutput
 from worker.engine.sequence import FinishReason, SequenceParams, Unservable
 
@@ -36,6 +36,7 @@ __all__ = [
     "EngineConfig",
     "FinishReason",
     "SequenceParams",
+    "SlowerBackend",
     "StepOutput",
     "Unservable",
 ]

@@ -19,6 +19,10 @@ class ConfigError(Exception):
     """A setting is out of range or does not fit this machine: which, got against expected, what to do."""
 
 
+class SlowerBackend(UserWarning):
+    """The operations that a model runs on are not the fastest there are for this kind of machine: why not."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Settings of one engine.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from kernels.cpu.large_pages import use_large_pages
 from kernels.table import Backend, Ops
-from worker.engine.config import ConfigError, EngineConfig
+from worker.engine.config import ConfigError, EngineConfig, SlowerBackend
 from worker.engine.cuda import CompileWatch
 from worker.engine.device_runner import DeviceRunner
 from worker.engine.devices import HostDevice
@@ -132,6 +133,7 @@ class Engine:
         """An engine for a directory in Hugging Face format or a hub id; settings are EngineConfig's fields.
 
         Raises ModelError (files, architecture), ConfigError (a setting, this machine's GPU, or too little memory).
+        Warns with SlowerBackend where a CPU's own operations, or weights as asked for, can't be had; it does without.
         """
         if config is not None and settings:
             raise ConfigError(f"give a config or settings, not both; got a config and {', '.join(settings)}")
@@ -169,6 +171,8 @@ class Engine:
                 runner = PlainRunner(decoder, rows, kv, exact_noise=config.deterministic)
             engine = cls(decoder, ops, config, kv, runner, max_len, ahead=bool(config.ahead))
             engine.slower_because = "; ".join(filter(None, (slower_because, kept_because))) or None
+            if engine.slower_because is not None:
+                warnings.warn(f"this model runs slower than it might: {engine.slower_because}", SlowerBackend, 2)
             return engine
 
     @classmethod

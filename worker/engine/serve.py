@@ -24,13 +24,14 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams, Unservable
+from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams, SlowerBackend, Unservable
 from worker.models.config import ModelError
 
 Message = tuple[Any, ...]
@@ -104,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True, help="the connection's file descriptor")
     connection = Connection(parser.parse_args().fd)
+    warnings.simplefilter("ignore", SlowerBackend)  # the loop says it in its log
     for name in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C reaches us too; the loop decides what follows
         signal.signal(name, signal.SIG_IGN)
     with suppress(BrokenPipeError, ConnectionResetError):  # the loop is gone, and so is whoever would read what we say
