@@ -51,9 +51,9 @@ def _work(settings: Settings) -> int:
     from worker.text.files import locate
 
     configure(settings.log_format, settings.log_level)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop knows better; PID 1 would pass over it
     engine: EngineLink | None = None
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop knows better; PID 1 passes over it
         redis = connection.connect(settings.redis, timeout_s=_REDIS_TIMEOUT_S, resends=0)
         directory = str(locate(settings.model))  # once: a hub id is fetched here
         engine = EngineLink(directory, settings.engine, patience_s=settings.lease_s)
