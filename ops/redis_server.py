@@ -176,10 +176,9 @@ class RedisServer:
         arguments = [str(self.conf)] if self.conf.exists() else []
         arguments += [word for name, value in settings.items() for word in (f"--{name}", value)]
         arguments += ["--sentinel"] if self._sentinel else []
-        launch = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*launch, str(self.binary.path), *arguments],
+                ending_with_us(str(self.binary.path), *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,  # not `logfile`: a setting it refuses is said here, before it opens its own log
                 stderr=subprocess.STDOUT,
@@ -233,7 +232,7 @@ class RedisServer:
         self.stop()
 
 
-# Runs between fork and redis-server in an interpreter of its own: code between fork and exec in a process with threads
+# Runs between fork and the program in an interpreter of its own: code between fork and exec in a process with threads
 # (torch's) can deadlock, and a preexec_fn is just that. The signal survives exec; a parent already gone is noticed.
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -243,6 +242,13 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+def ending_with_us(*command: str) -> list[str]:
+    """The command that runs `command` and has the kernel end it when the thread that starts it ends (Linux): nobody has
+    to be left to do so.
+    """
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
 
 
 def free_port() -> int:

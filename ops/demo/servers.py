@@ -21,16 +21,6 @@ from typing import Any, Self
 
 from ops import redis_server
 
-# Runs in the new process before the program itself: the kernel is to end it when we end, SIGKILL included. In an
-# interpreter of its own, since code between fork and exec can deadlock where there are threads.
-_END_WITH_PARENT = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit(1)
-os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
-"""
 _STOP_WITHIN_S = 8.0
 
 
@@ -55,7 +45,7 @@ class Program:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self.process: subprocess.Popen[str] = subprocess.Popen(
-            [sys.executable, "-c", _END_WITH_PARENT, str(os.getpid()), module, *arguments],
+            redis_server.ending_with_us(sys.executable, "-m", module, *arguments),
             **{"stdin": subprocess.DEVNULL, **streams},
             text=True,
             start_new_session=True,

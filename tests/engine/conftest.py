@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from kernels.errors import KernelsUnavailable
-from kernels.table import Backend, ops_for
+from kernels.table import Backend
+from tests.kernels.backends import ops_or_skip
 from tests.models.checkpoints import Shelf
 from worker.engine import Engine
 
@@ -37,12 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=[Backend.TORCH, Backend.C])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn; one that can't be had here is skipped, and the reason printed."""
-    chosen: Backend = request.param
-    try:
-        ops_for(chosen)
-    except KernelsUnavailable as error:
-        pytest.skip(f"no backend {chosen}: {error}")
-    return chosen
+    return ops_or_skip(request.param).backend
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.errors import KernelsUnavailable
-from kernels.table import Backend, ops_for
+from kernels.table import Backend
 from tests.engine.conftest import EngineOf
+from tests.kernels.backends import ops_or_skip
 from tests.models.checkpoints import random_prompts
 from worker.engine import ConfigError, SequenceParams
 from worker.engine.kv_format import KvFormat
@@ -24,10 +24,7 @@ SHAPE: dict[str, Any] = {"max_rows": 3, "token_budget": 24, "dtype": "float32", 
 @pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
 def test_triton_gives_the_tokens_of_torch(engine_of: EngineOf, kv_dtype: str):
     """In the interpreter where there is no GPU, in fp32: what is stored and read is the same to the code."""
-    try:
-        ops_for(Backend.TRITON)
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
+    ops_or_skip(Backend.TRITON)
     ours, theirs = (
         engine_of(backend=backend, kv_dtype=kv_dtype, **SHAPE).generate(PROMPTS, PARAMS)
         for backend in (Backend.TRITON, Backend.TORCH)

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from kernels.errors import KernelsUnavailable
-from kernels.table import Backend, ops_for
+from kernels.table import Backend
 from tests.engine.conftest import EngineOf
+from tests.kernels.backends import ops_or_skip
 from worker.engine import SequenceParams
 
 PROMPTS = [[random.Random(length).randrange(320) for _ in range(length)] for length in (3, 17, 40)]
@@ -23,10 +23,7 @@ PARAMS = [
 @pytest.mark.parametrize("ahead", [False, True], ids=["plain loop", "one step ahead"])
 def test_the_engine_gives_the_same_tokens_on_the_triton_kernels(engine_of: EngineOf, deterministic: bool, ahead: bool):
     """Three sequences side by side, greedy and sampled, prompts in chunks, in fp32: every token as torch's."""
-    try:
-        ops_for(Backend.TRITON)
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
+    ops_or_skip(Backend.TRITON)
     settings = {"dtype": "float32", "deterministic": deterministic, "token_budget": 24, "max_rows": 3}
     ours, theirs = (
         engine_of(backend=backend, ahead=ahead and backend is Backend.TRITON, **settings).generate(PROMPTS, PARAMS)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-from kernels.errors import KernelsUnavailable
 from kernels.table import Backend, Ops, ops_for
+from tests.kernels.backends import ops_or_skip
 
 OpsFor = Callable[[torch.dtype], Ops]
 
@@ -26,22 +26,14 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(params=list(Backend))
 def ops_of(request: pytest.FixtureRequest) -> OpsFor:
     """dtype -> Ops of each backend in turn; one that can't be had here is skipped, and the reason printed."""
-    backend: Backend = request.param
-    try:
-        ops_for(backend)
-    except KernelsUnavailable as error:
-        pytest.skip(f"no backend {backend}: {error}")
+    backend = ops_or_skip(request.param).backend
     return lambda dtype: ops_for(backend, dtype)
 
 
 @pytest.fixture(params=[Backend.TORCH, Backend.C])
 def cpu_ops_of(request: pytest.FixtureRequest) -> OpsFor:
     """As ops_of, of the backends that are fast enough here for thousands of rows."""
-    backend: Backend = request.param
-    try:
-        ops_for(backend)
-    except KernelsUnavailable as error:
-        pytest.skip(f"no backend {backend}: {error}")
+    backend = ops_or_skip(request.param).backend
     return lambda dtype: ops_for(backend, dtype)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.cpu.library import CpuKernelsUnavailable
 from kernels.cpu.ops import fits
-from kernels.table import Backend, Ops, ops_for
+from kernels.table import Backend, Ops
+from tests.kernels.backends import ops_or_skip
 from tests.kernels.paged import Row, Shape, Text, run_attention
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -16,10 +16,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 @pytest.fixture
 def ops() -> Ops:
     """The C kernels for fp32."""
-    try:
-        return ops_for(Backend.C, FP32)
-    except CpuKernelsUnavailable as error:
-        pytest.skip(f"no backend c: {error}")
+    return ops_or_skip(Backend.C)
 
 
 def test_a_tensor_of_another_dtype_does_not_reach_c(ops: Ops):

@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.cpu.library import CpuKernelsUnavailable
 from kernels.sample import candidates, gumbel
 from kernels.table import Backend, Ops, ops_for
+from tests.kernels.backends import ops_or_skip
 from tests.kernels.conftest import OpsFor
 
 few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -220,10 +220,7 @@ def test_scores_and_exact_noise_have_the_same_bits_in_any_company():
 
 def test_every_backend_draws_the_same_token():
     """A draw can be made again by a worker of another backend: 4,000 rows, no difference."""
-    try:
-        c = ops_for(Backend.C)
-    except CpuKernelsUnavailable as error:
-        pytest.skip(f"no backend c: {error}")
+    c = ops_or_skip(Backend.C)
     logits, seed = random_logits(4000, 301), torch.arange(4000) * 987_654_321
     how = Settings(temperature=0.9, top_p=0.95)
     assert torch.equal(draw(c, logits, how, seed, 5), draw(ops_for(Backend.TORCH), logits, how, seed, 5))

@@ -7,18 +7,15 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from kernels.errors import KernelsUnavailable
 from kernels.sample import workspace_size
 from kernels.table import Backend, Ops, ops_for
+from tests.kernels.backends import ops_or_skip
 from tests.kernels.test_sample import Settings, draw, likely_by_the_book, random_logits, ways
 
 
 @pytest.fixture
 def ops() -> Ops:
-    try:
-        return ops_for(Backend.TRITON)
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
+    return ops_or_skip(Backend.TRITON)
 
 
 def test_a_draw_is_the_reference_draw(ops: Ops):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.errors import KernelsUnavailable
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 from kernels.table import Backend, Ops, ops_for
+from tests.kernels.backends import ops_or_skip
 from tests.kernels.conftest import OpsFor
 from tests.kernels.paged import Row, Shape, Text, attention_in_fp64, run_attention
 
@@ -77,10 +77,7 @@ def test_a_result_goes_into_the_tensor_that_the_caller_gives(ops_of: OpsFor, nam
 @pytest.mark.parametrize("name", ["rms_norm", "silu_mul", "norm_rope_write"])
 def test_an_output_of_another_shape_does_not_reach_c(name: str):
     """C would write past its end."""
-    try:
-        ops = ops_for(Backend.C)
-    except KernelsUnavailable as error:
-        pytest.skip(f"no backend c: {error}")
+    ops = ops_or_skip(Backend.C)
     with pytest.raises(AssertionError, match=r"out has shape \(1, 2\)"):
         MAKERS[name](ops, out=torch.zeros(1, 2))
 

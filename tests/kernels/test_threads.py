@@ -8,17 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kernels.errors import KernelsUnavailable
-from kernels.table import Backend, Ops, ops_for
+from kernels.table import Backend, Ops
+from tests.kernels.backends import ops_or_skip
 
 
 @pytest.fixture
 def ops() -> Ops:
     """The C kernels for fp32."""
-    try:
-        return ops_for(Backend.C)
-    except KernelsUnavailable as error:
-        pytest.skip(f"no backend c: {error}")
+    return ops_or_skip(Backend.C)
 
 
 def much(seed: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from kernels.errors import KernelsUnavailable
 from kernels.table import Backend, Ops, ops_for
+from tests.kernels.backends import ops_or_skip
 from tests.models.checkpoints import Shelf, load, reference_logits
 from tests.models.direct import TEXTS, Theirs
 
@@ -34,12 +34,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 @pytest.fixture(params=[Backend.TORCH, Backend.C])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn; one that can't be had here is skipped, and the reason printed."""
-    chosen: Backend = request.param
-    try:
-        ops_for(chosen)
-    except KernelsUnavailable as error:
-        pytest.skip(f"no backend {chosen}: {error}")
-    return chosen
+    return ops_or_skip(request.param).backend
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.errors import KernelsUnavailable
-from kernels.table import Backend, Ops, ops_for
+from kernels.table import Backend, Ops
 from kernels.whole_pass import no_whole_pass
+from tests.kernels.backends import ops_or_skip
 from tests.models.checkpoints import RECIPES, Shelf, random_prompts
 from tests.models.direct import CHUNKS, PAGE_SIZE, TEXTS, DirectRun, decoder_of
 from worker.models.decoder import Decoder
@@ -21,10 +21,7 @@ BF16 = torch.bfloat16
 @pytest.fixture
 def ops(shelf: Shelf) -> Ops:
     """The C kernels for bf16, where they have a whole pass."""
-    try:
-        ops = ops_for(Backend.C, BF16)
-    except KernelsUnavailable as error:
-        pytest.skip(f"no backend c: {error}")
+    ops = ops_or_skip(Backend.C, BF16)
     if decoder_of(shelf("llama, llama3 rope", BF16), ops, BF16)._whole_pass is None:
         pytest.skip("no whole pass: it takes a CPU with AVX512-BF16 and no AMX")
     return ops
