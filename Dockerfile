@@ -1,7 +1,6 @@
 # One worker, two images:
 #   docker build --target worker-cpu -t slipstream:cpu .     any machine
-#   docker build --target worker     -t slipstream:cuda .    torch with CUDA; the engine itself runs on the CPU until its
-#                                                            Triton kernels are in
+#   docker build --target worker     -t slipstream:cuda .    torch with CUDA, for machines with a GPU
 # The model is not in the image: mount a directory and name it in SLIPSTREAM_MODEL.
 # Versions are requirements.lock's, which is what the tests ran with, on the same Python.
 FROM python:3.11-slim AS base

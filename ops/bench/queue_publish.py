@@ -63,10 +63,6 @@ class Publishing:
         """Of a step of 20 ms."""
         return self.step_thread_us / 1e6 / STEP_S
 
-    def half_share(self, together: int = 1) -> float:
-        """What the Redis half needs of its own core."""
-        return (self.redis_half_us["text"] + self.redis_half_us[f"flush {together}"]) / 1e6 / STEP_S
-
 
 def measure(jobs: int, steps: int) -> Publishing:
     """All three, with so many running jobs, over so many steps."""

@@ -49,10 +49,6 @@ class Clients:
         """Whether all is submitted and read to its end."""
         return not self._thread.is_alive()
 
-    @property
-    def all_submitted(self) -> bool:
-        return self.submitted == len(self._planned)
-
     def start(self) -> None:
         self._thread.start()
 

@@ -146,11 +146,6 @@ def make_publication() -> Callable[..., Publication]:
     return publication
 
 
-@pytest.fixture
-def make_finish() -> Callable[..., calls.Call[PublishReply]]:
-    return finish_call
-
-
 class EchoWorker(threading.Thread):
     """A worker whose model repeats the prompt, word by word, a token each. Ends when its `with` does."""
 
