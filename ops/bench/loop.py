@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=400, help="of each job (%(default)s)")
     given = parser.parse_args(arguments)
     if given.quick:
-        given.runs, given.tokens, given.rows, given.model = 1, 24, min(given.rows, 4), given.model or "demo"
+        given.runs, given.tokens, given.rows, given.model = 1, 200, min(given.rows, 4), given.model or "demo"
     return _bench(given)
 
 

@@ -16,6 +16,7 @@ import pytest
 from ops import redis_server as redis_servers
 from producer import Producer
 from producer.protocol import Event, Started, Tokens
+from tests.conftest import wait_for
 from tests.worker.process import WorkerProcess
 
 LEASE_S = 2.0
@@ -101,6 +102,22 @@ class Fleet:
         with closing(fleet.producer):
             yield fleet
             fleet.of(0)
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """Within, no long job comes to its end."""
+        with ExitStack() as workers:
+            for worker in self._workers:
+                workers.enter_context(worker.slow())
+            yield
+
+    @contextmanager
+    def in_mid_sentence(self, jobs: int = 1) -> Iterator[list[Reader]]:
+        """Readers of so many long jobs: all have begun, and none comes to its end within, however fast the machine."""
+        with self.slow():
+            readers = [self.submit() for _ in range(jobs)]
+            wait_for(lambda: all(reader.offset > 5 for reader in readers), 60, "all jobs are in mid-sentence")
+            yield readers
 
     def submit(self) -> Reader:
         """A long job, as the one who follows it sees it."""

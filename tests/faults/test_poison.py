@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,6 @@ WITHIN_S = 240.0
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     """`start(url)` is one more worker that the poison kills; those alive at the end have to stop well."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "poison"))
     monkeypatch.setenv("POISON", " ".join(map(str, POISON)))
     workers: list[WorkerProcess] = []
     flags = ("--lease-s", "2", "--max-rows", "64", "--max-strikes", str(STRIKES), "--name", "poisoned")

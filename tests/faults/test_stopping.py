@@ -5,15 +5,15 @@ from __future__ import annotations
 import signal
 
 
-def test_told_to_stop_a_worker_finishes_what_runs_and_takes_no_more(fleet, wait_until):
+def test_told_to_stop_a_worker_finishes_what_runs_and_takes_no_more(fleet):
     """Its running jobs end well; what waits in the queue keeps waiting, and the next worker answers it."""
     (worker,) = fleet.of(1)
-    running = [fleet.submit() for _ in range(4)]
-    waiting = [fleet.producer.submit(prompt="Count from 3 to 5\n") for _ in range(4)]
-    wait_until(lambda: all(reader.offset for reader in running), 60, "all four run")
+    with fleet.in_mid_sentence(jobs=4) as running:
+        waiting = [fleet.producer.submit(prompt="Count from 3 to 5\n") for _ in range(4)]
+        worker.signal(signal.SIGTERM)
+        worker.wait_for("draining")
 
-    assert worker.stop() == 0
-
+    assert worker.exit_code() == 0
     assert [fleet.producer.status(reader.job).state for reader in running] == ["length"] * 4
     assert [len(reader.to_the_end()) for reader in running] == [600] * 4
     assert {(s.state, s.deliveries) for s in map(fleet.producer.status, waiting)} == {("queued", 0)}
@@ -21,19 +21,17 @@ def test_told_to_stop_a_worker_finishes_what_runs_and_takes_no_more(fleet, wait_
     assert [fleet.producer.result(job, timeout=60).text for job in waiting] == ["3 4 5"] * 4
 
 
-def test_told_twice_it_hands_over_in_mid_sentence(fleet, wait_until):
+def test_told_twice_it_hands_over_in_mid_sentence(fleet):
     """Another worker goes on at the very next token. No lease has to run out, and it is not held against the job."""
     fleet.of(2)
     expected = fleet.undisturbed()
-    reader = fleet.submit()
-    wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
-    first, (second,) = fleet.holder_of(reader.job)
+    with fleet.in_mid_sentence() as (reader,):
+        first, (second,) = fleet.holder_of(reader.job)
+        first.signal(signal.SIGTERM)
+        first.wait_for("draining")
+        first.signal(signal.SIGTERM)
+        assert first.exit_code() == 0
 
-    first.signal(signal.SIGTERM)
-    first.wait_for("draining")
-    first.signal(signal.SIGTERM)
-
-    assert first.exit_code() == 0
     assert first.said("handed_back")[-1]["jobs"] == 1
     assert reader.to_the_end() == expected
     assert [start.worker for start in reader.starts] == [first.name, second.name]
@@ -41,15 +39,13 @@ def test_told_twice_it_hands_over_in_mid_sentence(fleet, wait_until):
     assert fleet.producer.status(reader.job).deliveries == 1
 
 
-def test_a_grace_that_is_over_is_like_being_told_twice(fleet, wait_until):
+def test_a_grace_that_is_over_is_like_being_told_twice(fleet):
     """What does not end within `--drain-grace-s` is handed over."""
     fleet.of(0)
     (hasty,) = fleet.of(1, "--drain-grace-s", "0")
     expected = fleet.undisturbed()
-    reader = fleet.submit()
-    wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
-
-    assert hasty.stop() == 0
+    with fleet.in_mid_sentence() as (reader,):
+        assert hasty.stop() == 0
 
     fleet.of(1)
     assert reader.to_the_end() == expected

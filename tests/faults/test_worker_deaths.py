@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -18,16 +19,16 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.fixture
-def in_mid_sentence(fleet, wait_until):
+def in_mid_sentence(fleet):
     """Two workers, and a long job that one of them is writing: its reader, that worker, the other one."""
 
-    def begin(*flags):
-        fleet.of(2, *flags)
+    @contextmanager
+    def begin():
+        fleet.of(2)
         fleet.undisturbed()
-        reader = fleet.submit()
-        wait_until(lambda: reader.offset > 20, 60, "the job is in mid-sentence")
-        first, (second,) = fleet.holder_of(reader.job)
-        return reader, first, second
+        with fleet.in_mid_sentence() as (reader,):
+            first, (second,) = fleet.holder_of(reader.job)
+            yield reader, first, second
 
     return begin
 
@@ -40,10 +41,9 @@ def went_on(reader, first, second):
 
 def test_a_killed_workers_job_goes_on_elsewhere_in_mid_sentence(fleet, in_mid_sentence, wait_until):
     """SIGKILL: after the lease another worker takes over, and its tokens are those the first would have made."""
-    reader, first, second = in_mid_sentence()
-    engine = first.engine_pid
-
-    first.signal(signal.SIGKILL)
+    with in_mid_sentence() as (reader, first, second):
+        engine = first.engine_pid
+        first.signal(signal.SIGKILL)
 
     assert reader.to_the_end() == fleet.undisturbed()
     assert went_on(reader, first, second)
@@ -53,11 +53,10 @@ def test_a_killed_workers_job_goes_on_elsewhere_in_mid_sentence(fleet, in_mid_se
 
 def test_a_worker_that_loses_its_engine_hands_its_jobs_back_and_ends(fleet, in_mid_sentence):
     """SIGKILL of the engine, as the kernel does when memory runs out: exit code 3, and nobody waits for a lease."""
-    reader, first, second = in_mid_sentence()
+    with in_mid_sentence() as (reader, first, second):
+        psutil.Process(first.engine_pid).kill()
+        assert first.exit_code() == ENGINE_LOST
 
-    psutil.Process(first.engine_pid).kill()
-
-    assert first.exit_code() == ENGINE_LOST
     (lost,) = first.said("engine_lost")
     assert "killed by SIGKILL (out of memory?)" in lost["error"]
     assert [line["next"] for line in first.said("job_given_up")] == ["queued"]
@@ -69,10 +68,9 @@ def test_a_worker_that_loses_its_engine_hands_its_jobs_back_and_ends(fleet, in_m
 
 def test_an_engine_that_hangs_is_ended_within_a_lease_or_so(fleet, in_mid_sentence):
     """A step that never ends: the worker kills its engine, hands its jobs back and exits, for a fresh one to start."""
-    reader, first, second = in_mid_sentence()
-    engine = first.engine_pid
-
-    psutil.Process(engine).suspend()
+    with in_mid_sentence() as (reader, first, second):
+        engine = first.engine_pid
+        psutil.Process(engine).suspend()
 
     assert first.exit_code() == ENGINE_LOST
     assert "it hangs" in first.said("engine_lost")[-1]["error"]
@@ -83,9 +81,8 @@ def test_an_engine_that_hangs_is_ended_within_a_lease_or_so(fleet, in_mid_senten
 
 def test_a_worker_that_was_paused_past_its_lease_spoils_nothing(fleet, in_mid_sentence, wait_until):
     """It wakes with tokens in hand that others have published since. It is refused, and works on with new jobs."""
-    reader, first, second = in_mid_sentence()
-
-    first.signal(signal.SIGSTOP)
+    with in_mid_sentence() as (reader, first, second):
+        first.signal(signal.SIGSTOP)
     assert reader.to_the_end() == fleet.undisturbed()
     assert went_on(reader, first, second)
 
@@ -98,14 +95,13 @@ def test_a_worker_that_was_paused_past_its_lease_spoils_nothing(fleet, in_mid_se
     assert first.is_running
 
 
-def test_every_job_of_a_killed_worker_goes_on(fleet, wait_until):
-    """Four running and four that it had not begun: all are answered, and by the book."""
+def test_every_job_of_a_killed_worker_goes_on(fleet):
+    """Four jobs on each of two workers, of which one is killed: all are answered, and by the book."""
     fleet.of(2)
-    readers = [fleet.submit() for _ in range(8)]
-    wait_until(lambda: all(reader.offset > 5 for reader in readers), 60, "all eight run, four on each worker")
-    first, _ = fleet.holder_of(readers[0].job)
-
-    first.signal(signal.SIGKILL)
+    fleet.undisturbed()
+    with fleet.in_mid_sentence(jobs=8) as readers:
+        first, _ = fleet.holder_of(readers[0].job)
+        first.signal(signal.SIGKILL)
 
     for reader in readers:
         assert reader.to_the_end() == fleet.undisturbed()

@@ -82,7 +82,7 @@ def test_the_loop_bench_streams_through_redis_in_every_way(bench):
     for way in ("process", "thread", "alone"):
         (of_way,) = model["runs"][way]
         assert of_way["step_ms"] > 0
-        assert 1 <= of_way["steps"] < 24
+        assert 1 <= of_way["steps"] < 200
         (row,) = cells(said, way)
         assert float(row[0]) == pytest.approx(of_way["step_ms"], abs=0.01)
     assert model["thread_costs"] == pytest.approx(

@@ -6,13 +6,21 @@ import asyncio
 
 import pytest
 
-from producer import AsyncProducer, Job, Producer, QueueFull, RedisUnavailable, calls, wire
+from producer import AsyncProducer, Job, Producer, QueueFull, RedisUnavailable, calls, connection, followers, wire
 from producer.calls import Publication
 from producer.followers import INBOX, Followers
 from producer.keys import Keys
 from producer.protocol import Result, running_hash
 
 READERS = 2000
+WOKEN_WITHIN_S = 60
+
+
+@pytest.fixture
+def long_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared read blocks for longer than any machine takes to end it: who comes back within a minute was woken."""
+    for module in (connection, followers):
+        monkeypatch.setattr(module, "BLOCK_S", 10.0 * WOKEN_WITHIN_S)
 
 
 def answer(desk, deliveries, tokens=3):
@@ -84,8 +92,9 @@ def test_a_reader_that_never_takes_anything_slows_nobody(redis_url, real_desk):
     assert asyncio.run(follow()) == ["tokens", "tokens", "tokens", "ended"]
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_a_reader_that_joins_while_the_others_wait_is_let_in(redis_url, real_desk):
-    """The shared read blocks for seconds; who comes meanwhile does not wait for it."""
+    """The shared read blocks for long; who comes meanwhile does not wait for it."""
     waiting, ended = Job(prompt="x", lane="low"), Job(prompt="x", lane="high")
 
     async def follow():
@@ -95,7 +104,7 @@ def test_a_reader_that_joins_while_the_others_wait_is_let_in(redis_url, real_des
             first = asyncio.create_task(ids(producer, waiting))
             while not any(client["cmd"].startswith("xread") for client in real_desk.redis.client_list()):
                 await asyncio.sleep(0.01)
-            async with asyncio.timeout(2.5):  # half of what the read blocks for
+            async with asyncio.timeout(WOKEN_WITHIN_S):
                 late = await ids(producer, ended)
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
@@ -211,6 +220,7 @@ def one(claim, at):
     return Publication(claim.delivery.job_id, claim.epoch, at, 1, blob)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_cancelled_readers_leave_nothing_behind(redis_url, real_desk, no_leaked_keys):
     """A hundred tasks are cancelled in the midst of their waiting: no reader, no question, no task is left."""
     jobs = [Job(prompt="x") for _ in range(100)]
@@ -230,7 +240,7 @@ def test_cancelled_readers_leave_nothing_behind(redis_url, real_desk, no_leaked_
             assert asyncio.all_tasks() == before
             await asyncio.gather(*(producer.cancel(job) for job in jobs))
 
-    asyncio.run(asyncio.wait_for(follow(), 4))
+    asyncio.run(asyncio.wait_for(follow(), WOKEN_WITHIN_S))
 
 
 async def until(condition):
@@ -278,6 +288,7 @@ def test_a_stream_that_is_none_ends_its_own_readers_wait_alone(redis_url, real_d
     asyncio.run(asyncio.wait_for(follow(), 60))
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_who_may_not_wake_itself_reads_all_the_same(redis_url, real_desk):
     """A user without rights on wake streams: blocks are short, so who joins is let in without any event of others."""
     waiting, begun = real_desk.submit(lane="low"), real_desk.submit(lane="high")
@@ -293,7 +304,7 @@ def test_who_may_not_wake_itself_reads_all_the_same(redis_url, real_desk):
             late = asyncio.create_task(anext(producer.stream(begun)))
             await until(lambda: len(followers._readers) == 2)
             real_desk.take("a")
-            async with asyncio.timeout(2.5):  # half of what a read blocks for otherwise
+            async with asyncio.timeout(WOKEN_WITHIN_S):
                 kind = (await late).kind
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)

@@ -185,7 +185,7 @@ def depth(value):
     return max((1 + depth(item) for item in inside), default=0)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(plain)
 def test_the_shape_check_agrees_with_msgpack(value):
     """Whatever msgpack can write, the check walks through from the first byte to the last, or finds it too deep."""

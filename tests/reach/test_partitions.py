@@ -164,13 +164,14 @@ def test_a_worker_on_a_cluster_serves_all_partitions(cluster_url, tmp_path, wait
             producer.submit_many(short)
             worker.wait_ready()
             assert {producer.result(job, timeout=60).text for job in short} == {"o-r-a-n-g-e"}
-            producer.submit_many(endless)
-            wait_until(
-                lambda: all(producer.status(job).offset > 5 for job in endless), 60, "one runs in each partition"
-            )
-            for partition in range(PARTITIONS):
-                assert list(calls.run(client, calls.workers(Keys(QUEUE, partition)))) == [worker.name]
-            assert worker.stop() == 0
+            with worker.slow():
+                producer.submit_many(endless)
+                wait_until(
+                    lambda: all(producer.status(job).offset > 5 for job in endless), 60, "one runs in each partition"
+                )
+                for partition in range(PARTITIONS):
+                    assert list(calls.run(client, calls.workers(Keys(QUEUE, partition)))) == [worker.name]
+                assert worker.stop() == 0
             assert {producer.status(job).state for job in endless} == {"queued"}
             assert sum(line["jobs"] for line in worker.said("handed_back")) == PARTITIONS
         finally:
@@ -183,10 +184,11 @@ def test_a_worker_goes_on_after_a_failover(tmp_path, wait_until):
         worker = WorkerProcess(deployment.url, tmp_path / "worker.log", "--queue", QUEUE, "--max-rows", "2")
         try:
             worker.wait_ready()
-            job = producer.submit(prompt="Count from 1 to 100", max_tokens=900, ignore_eos=True)
-            reader = Reader(deployment.url, job)
-            wait_until(lambda: len(reader.token_ids) > 20, 60, "the job is in mid-sentence")
-            deployment.primary.kill9()
+            with worker.slow():
+                job = producer.submit(prompt="Count from 1 to 100", max_tokens=900, ignore_eos=True)
+                reader = Reader(deployment.url, job)
+                wait_until(lambda: len(reader.token_ids) > 5, 60, "the job is in mid-sentence")
+                deployment.primary.kill9()
             deployment.wait_for_failover()
             assert len(reader.to_the_end()) == 900
             assert producer.status(job).deliveries == 1

@@ -27,11 +27,12 @@ def read_at_least(stream, count):
     pytest.fail(f"the stream ended after {len(read)} tokens, {count} were wanted")
 
 
-def test_a_reader_leaves_and_comes_back_to_the_token_where_it_was(queue, url):
+def test_a_reader_leaves_and_comes_back_to_the_token_where_it_was(queue, worker, url):
     """`from_offset` is the number of tokens one has: the rest follows, without a gap and without a repeated token."""
-    job = queue.submit(**LONG)
-    seen = read_at_least(queue.stream(job), 50)
-    assert queue.status(job).state == "running"
+    with worker.slow():
+        job = queue.submit(**LONG)
+        seen = read_at_least(queue.stream(job), 20)
+        assert queue.status(job).state == "running"
 
     with Producer(url) as later:  # another process, as far as anyone can tell
         seen += tokens_of(later.stream(job, from_offset=len(seen)))

@@ -4,6 +4,8 @@ To scale, start another worker. There is nothing to register and nothing to bala
 for, whenever it has room.
 """
 
+from signal import SIGTERM
+
 import pytest
 
 from producer import Producer
@@ -27,24 +29,29 @@ def workers_of(queue, job):
     return [event.worker for event in queue.stream(job) if event.kind == "started"]
 
 
-def test_two_workers_share_a_queue(shared, anna_and_ben):
+def test_two_workers_share_a_queue(shared, anna_and_ben, wait_until):
     """Each job is answered once, by one of them, and both have their part."""
-    jobs = {shared.submit(prompt=f"Count from {n} to {n + 40}\n"): n for n in range(10, 26)}
+    anna, ben = anna_and_ben
+    with anna.slow(), ben.slow():  # else a fast one could have answered all before the other has woken
+        jobs = {shared.submit(prompt=f"Count from {n} to {n + 40}\n"): n for n in range(10, 26)}
+        wait_until(lambda: [shared.status(job).state for job in jobs].count("running") == 4, 60, "all rows are taken")
 
     for job, n in jobs.items():
         assert shared.result(job, timeout=120).text == " ".join(map(str, range(n, n + 41)))
 
     took = [workers_of(shared, job) for job in jobs]
     assert {len(names) for names in took} == {1}
-    assert {names[0] for names in took} == {worker.name for worker in anna_and_ben}
+    assert {names[0] for names in took} == {anna.name, ben.name}
 
 
 def test_a_worker_leaves_and_loses_nothing(shared, anna_and_ben):
     """Told to stop, a worker finishes what it has and takes no more; the other one answers the rest."""
     anna, ben = anna_and_ben
-    jobs = [shared.submit(prompt=f"Count from {n} to {n + 40}\n") for n in range(10, 26)]
-
-    assert anna.stop() == 0
+    with anna.slow(), ben.slow():
+        jobs = [shared.submit(prompt=f"Count from {n} to {n + 40}\n") for n in range(10, 26)]
+        anna.signal(SIGTERM)
+        anna.wait_for("draining")
+    assert anna.exit_code() == 0
 
     for n, job in enumerate(jobs, start=10):
         assert shared.result(job, timeout=120).text == " ".join(map(str, range(n, n + 41)))

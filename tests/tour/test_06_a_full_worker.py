@@ -32,36 +32,38 @@ def most_at_once(statuses):
     return most
 
 
-def test_the_queue_waits_while_a_worker_is_full(narrow):
+def test_the_queue_waits_while_a_worker_is_full(narrow, small_worker):
     """Of six jobs two run; four are queued, and get their turn."""
-    jobs = [narrow.submit(prompt=f"Count from {n} to 99", max_tokens=300, ignore_eos=True) for n in range(6)]
-    first = narrow.stream(jobs[0])
-    while next(first).kind != "tokens":
-        pass
-    assert [narrow.status(job).state for job in jobs[2:]] == ["queued"] * 4
+    with small_worker.slow():
+        jobs = [narrow.submit(prompt=f"Count from {n} to 99", max_tokens=300, ignore_eos=True) for n in range(6)]
+        first = narrow.stream(jobs[0])
+        while next(first).kind != "tokens":
+            pass
+        assert [narrow.status(job).state for job in jobs[2:]] == ["queued"] * 4
 
     assert [narrow.result(job, timeout=120).usage.completion_tokens for job in jobs] == [300] * 6
     assert most_at_once([narrow.status(job) for job in jobs]) == 2
 
 
-def test_a_short_job_does_not_wait_for_a_long_neighbour(narrow):
-    """Beside one long job twelve short ones come and go in the other row: that is continuous batching."""
-    long = narrow.submit(prompt="Count from 1 to 100", max_tokens=900, ignore_eos=True)
-    short = [narrow.submit(prompt=f"Count from {n} to {n + 3}\n") for n in range(10, 22)]
+def test_a_short_job_does_not_wait_for_a_long_neighbour(narrow, small_worker):
+    """Beside one long job six short ones come and go in the other row: that is continuous batching."""
+    with small_worker.slow():
+        long = narrow.submit(prompt="Count from 1 to 100", max_tokens=900, ignore_eos=True)
+        short = [narrow.submit(prompt=f"Count from {n} to {n + 3}\n") for n in range(10, 16)]
 
-    answers = [narrow.result(job, timeout=120).text for job in short]
+        answers = [narrow.result(job, timeout=120).text for job in short]
 
-    assert answers == [f"{n} {n + 1} {n + 2} {n + 3}" for n in range(10, 22)]
-    assert narrow.status(long).state == "running"
+        assert answers == [f"{n} {n + 1} {n + 2} {n + 3}" for n in range(10, 16)]
+        assert narrow.status(long).state == "running"
     assert narrow.result(long, timeout=120).usage.completion_tokens == 900
 
 
-def test_a_job_cancelled_in_the_queue_never_takes_a_row(narrow):
+def test_a_job_cancelled_in_the_queue_never_takes_a_row(narrow, small_worker):
     """The worker passes it over: no start event, no token, and the others are answered."""
-    jobs = [narrow.submit(prompt="Count from 1 to 100", max_tokens=300, ignore_eos=True) for _ in range(2)]
-    waiting, last = narrow.submit(prompt="Count from 1 to 5"), narrow.submit(prompt="Count from 1 to 5\n")
-
-    assert narrow.cancel(waiting).met == "queued"
+    with small_worker.slow():
+        jobs = [narrow.submit(prompt="Count from 1 to 100", max_tokens=300, ignore_eos=True) for _ in range(2)]
+        waiting, last = narrow.submit(prompt="Count from 1 to 5"), narrow.submit(prompt="Count from 1 to 5\n")
+        assert narrow.cancel(waiting).met == "queued"
 
     assert narrow.result(last, timeout=120).text == "1 2 3 4 5"
     assert [event.kind for event in narrow.stream(waiting)] == ["ended"]

@@ -54,7 +54,7 @@ def test_submitting_again_after_a_doubt_is_safe(queue):
 def test_results_are_kept_for_as_long_as_was_asked(queue, wait_until):
     """After `result_ttl` the tokens are gone, and one who asks is told that they were there."""
     job = queue.submit(prompt="Count from 3 to 5", result_ttl=1)
-    queue.result(job, timeout=60)
+    wait_until(lambda: queue.status(job).ended, 60, "the job has ended")
     wait_until(lambda: queue.status(job).last_event is None, 30, "the result has expired")
     with pytest.raises(ResultExpired, match="longer result_ttl"):
         queue.result(job)

@@ -15,25 +15,20 @@ from typing import Any
 
 import psutil
 
+from ops.redis_server import ending_with_us
+
 ROOT = Path(__file__).parent.parent.parent
 DEMO_MODEL = ROOT / "ops" / "demo" / "model"
 
+FROM_WITHIN = Path(__file__).parent / "from_within"  # what makes an engine slow
+
 READY_WITHIN_S = 120.0  # four seconds on two idle cores, most of it imports; a busy machine takes many times that
 STOPS_WITHIN_S = 60.0
+SLOW_TOKEN_S = 0.02  # of a slow worker: a job of 600 tokens takes 12 s
 COMMAND = (sys.executable, "-m", "worker")
 
 # One thread computes this small model as fast as two do, and leaves a core to Redis, the test and a second worker.
 FLAGS = ("--threads", "1", "--log-format", "json")
-
-# Like ops/redis_server.py's servers, a worker does not outlive the tests, however they end (Linux).
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class WorkerProcess:
@@ -42,13 +37,15 @@ class WorkerProcess:
     def __init__(self, redis_url: str, log_file: Path, *flags: str, model: Path = DEMO_MODEL) -> None:
         """Start it; returns at once. A flag given here comes after FLAGS and so counts."""
         self._log_file = log_file
-        launch = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+        self._slow_file = log_file.with_suffix(".slow")
+        path = os.pathsep.join(filter(None, (str(FROM_WITHIN), os.environ.get("PYTHONPATH"))))
         with log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [*launch, *COMMAND, "--model", str(model), "--redis", redis_url, *FLAGS, *flags],
+                ending_with_us(*COMMAND, "--model", str(model), "--redis", redis_url, *FLAGS, *flags),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stderr=log,
+                env={**os.environ, "PYTHONPATH": path, "SLOW": str(self._slow_file)},
             )
 
     @property
@@ -100,16 +97,16 @@ class WorkerProcess:
         self._process.send_signal(number)
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Within, neither it nor its engine moves: what it was doing, it is doing still. For less than a lease."""
-        halves = [psutil.Process(self.engine_pid), psutil.Process(self.pid)]
-        for half in halves:
-            half.suspend()
+    def slow(self, token_s: float = SLOW_TOKEN_S) -> Iterator[None]:
+        """Within, each token of a job takes so many seconds, so that on any machine a long job does not come to its
+        end; from then on its engine is as fast as it is."""
+        ready = self._slow_file.with_suffix(".ready")  # never half a number
+        ready.write_text(f"{token_s}")
+        ready.rename(self._slow_file)
         try:
             yield
         finally:
-            for half in reversed(halves):
-                half.resume()
+            self._slow_file.unlink()
 
     def exit_code(self, timeout_s: float = STOPS_WITHIN_S) -> int:
         """How it ended, once it has."""

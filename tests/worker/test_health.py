@@ -43,7 +43,7 @@ def test_a_file_that_has_grown_old_is_ill(tmp_path, health):
     os.utime(file, (time.time() - 60,) * 2)
     code, said = health(SLIPSTREAM_HEALTH_FILE=str(file))
     assert code == 1
-    assert re.search(r"last touched 6\d s ago: the worker makes no progress", said)
+    assert re.search(r"last touched \d\d+ s ago: the worker makes no progress", said)
 
 
 def test_no_file_is_ill(tmp_path, health):
