@@ -16,6 +16,7 @@ gelu_mul.py         GELU(gate) * up
 kv_scales.py        factors of K and V that are stored in a smaller dtype
 gather_rows.py      the rows whose logits are wanted
 adjust_logits.py    bias, allowed tokens, penalties
-token_logprobs.py   log-probabilities and ranks of some tokens
+token_logprobs.py   log-probabilities of some tokens
+likeliest.py        the likeliest tokens of each row
 sample.py           logits to token ids: temperature, min-p, top-k, top-p, counter noise
 """

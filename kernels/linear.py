@@ -57,8 +57,15 @@ class Linear:
                 f"got {weight.dtype}: choose another --dtype"
             )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, K] model dtype, contiguous -> [T, N], a new tensor."""
+    def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """x [T, K] model dtype, contiguous -> [T, N]: `out`, or a new tensor."""
+        if out is None:
+            return self._product(x)
+        if self._plain is not None and self.bias is None and not self._deterministic:
+            return torch.mm(x, self._plain.t(), out=out)  # what F.linear calls too
+        return out.copy_(self._product(x))
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.in_c is not None:
             return self.in_c(x, self.bias)
         if self._packed is None:

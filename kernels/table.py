@@ -106,6 +106,8 @@ def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
         prefill_attention=c.prefill_attention,
         silu_mul=c.silu_mul,
         sample=c.sample,
+        adjust_logits=c.adjust_logits,
+        token_logprobs=c.token_logprobs,
         whole_pass_of=whole_pass_in_c,
     )
 

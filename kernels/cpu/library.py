@@ -19,7 +19,9 @@ from pathlib import Path
 from kernels.errors import KernelsUnavailable
 
 HEADERS = ("vectors.h", "operations.h", "threads.h")
-SOURCES = ("attention.c", "batch.c", "forward.c", "layers.c", "product.c", "sample.c", "threads.c")
+SOURCES = (
+    "attention.c", "batch.c", "forward.c", "layers.c", "logits.c", "product.c", "sample.c", "sample_floats.c", "threads.c",
+)  # fmt: skip
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-pthread", "-fPIC", "-shared")
 ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}
 

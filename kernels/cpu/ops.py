@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.adjust_logits import Penalties, adjust_logits_torch
 from kernels.cpu.batch import prepare_batch_in_c
 from kernels.cpu.library import load
 from kernels.kv_scales import KvScales
@@ -48,9 +49,14 @@ class CpuOps:
         self._silu_mul.argtypes = [pointer] * 2 + [integer] * 2
         self._norm_rope_write = library.norm_rope_write
         self._norm_rope_write.argtypes = [pointer] * 8 + [integer] * 5 + [real]
-        self._draw = library.draw
-        self._draw.argtypes = [pointer] * 8 + [integer] * 3
-        voids = (self._rms_norm, self._silu_mul, self._norm_rope_write, self._draw)
+        self._draw, self._draw_floats = library.draw, library.draw_floats
+        self._draw.argtypes = self._draw_floats.argtypes = [pointer] * 8 + [integer] * 3
+        self._adjust_logits = library.adjust_logits
+        self._adjust_logits.argtypes = [pointer] * 8 + [integer] * 2
+        self._token_logprobs = library.token_logprobs
+        self._token_logprobs.argtypes = [pointer] * 3 + [integer] * 3
+        voids = (self._rms_norm, self._silu_mul, self._norm_rope_write, self._draw, self._draw_floats)
+        voids += (self._adjust_logits, self._token_logprobs)
         for function in voids:
             function.restype = None
 
@@ -148,10 +154,14 @@ class CpuOps:
         out: Tensor | None = None,
         workspace: Tensor | None = None,
     ) -> Tensor:
-        """See Sample. The noise is exact in any case: a row is one thread's, in one order."""
+        """See Sample. The noise is exact in any case: a row is one thread's, in one order. Takes fp32 logits too."""
         if banned is not None:
             logits = logits.index_put(banned, torch.tensor(float("-inf"), dtype=logits.dtype))
-        self._expect(logits)
+        draw = self._draw
+        if logits.dtype == torch.float32 and logits.is_contiguous():  # adjusted ones, whatever the elements are
+            draw = self._draw_floats
+        else:
+            self._expect(logits)
         R, V = logits.shape
         ids = torch.empty(R, dtype=torch.int64) if out is None else out
         for each in (temperature, top_p, min_p):
@@ -162,8 +172,41 @@ class CpuOps:
         held = [column.contiguous() for column in each_row]
         assert ids.is_contiguous()
         warm = bool(temperature.any())
-        self._draw(logits.data_ptr(), *(column.data_ptr() for column in held), ids.data_ptr(), R, V, warm)
+        draw(logits.data_ptr(), *(column.data_ptr() for column in held), ids.data_ptr(), R, V, warm)
         return ids
+
+    def adjust_logits(
+        self,
+        logits: Tensor,
+        /,
+        *,
+        bias: tuple[Tensor, Tensor, Tensor] | None = None,
+        allowed: Tensor | None = None,
+        penalties: Penalties | None = None,
+    ) -> Tensor:
+        """See AdjustLogits. In C for fp32, which is what the engine adjusts."""
+        if logits.dtype != torch.float32 or not logits.is_contiguous() or (allowed is None and penalties is None):
+            return adjust_logits_torch(logits, bias=bias, allowed=allowed, penalties=penalties)
+        adjust_logits_torch(logits, bias=bias)
+        p = penalties
+        history = () if p is None else (p.rows, p.in_prompt, p.counts, p.repetition, p.presence, p.frequency)
+        for tensor in (*history, *(() if allowed is None else (allowed,))):
+            assert tensor.is_contiguous(), f"a tensor of shape {tuple(tensor.shape)} is not contiguous"
+        self._adjust_logits(
+            logits.data_ptr(),
+            None if allowed is None else allowed.data_ptr(),
+            *([None] * 6 if p is None else (tensor.data_ptr() for tensor in history)),
+            *logits.shape,
+        )
+        return logits
+
+    def token_logprobs(self, logits: Tensor, ids: Tensor, /) -> Tensor:
+        """See TokenLogprobs."""
+        self._expect(logits)
+        ids = ids.contiguous()
+        logprobs = torch.empty(ids.shape, dtype=torch.float32)
+        self._token_logprobs(logits.data_ptr(), ids.data_ptr(), logprobs.data_ptr(), *logits.shape, ids.shape[1])
+        return logprobs
 
     def attention_workspace(
         self, batch: FlatBatch, kv_shape: tuple[int, ...], heads: int, /, *, deterministic: bool, out: Any = None

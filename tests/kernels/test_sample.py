@@ -226,6 +226,15 @@ def test_every_backend_draws_the_same_token():
     assert torch.equal(draw(c, logits, how, seed, 5), draw(ops_for(Backend.TORCH), logits, how, seed, 5))
 
 
+def test_logits_in_fp32_are_drawn_from_as_they_are_whatever_the_elements(cpu_ops_of: OpsFor):
+    """Adjusted ones are: bf16 would make these equal."""
+    logits = torch.ones(3, 700)
+    logits[:, 300] += 1e-4
+    ways = [Settings(temperature=0.0), Settings(temperature=1e-6), Settings(top_k=1)]
+    for dtype in (torch.float32, torch.bfloat16):
+        assert draw(cpu_ops_of(dtype), logits, ways, 1).tolist() == [300] * 3
+
+
 @pytest.mark.parametrize("other", [1, 2**32, -1, -(2**63), 2**63 - 1, 2**33, 2**62])
 def test_every_bit_of_a_seed_counts(cpu_ops_of: OpsFor, other: int):
     """Seeds over 2^32 and below 0 draw like any other, and not what seed 0 draws."""
