@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = report.parser("overhead", __doc__, runs=5)
     parser.add_argument("--steps", type=int, default=400, help="of a run (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 samples greedily (%(default)s)")
+    parser.add_argument("--logprobs", type=int, help="ask for those of each token and of so many of the likeliest")
+    parser.add_argument("--presence-penalty", type=float, default=0.0, help="other than 0 adjusts every row's logits")
     parser.add_argument("--max-drafts", type=int, default=EngineConfig.max_drafts, help="0: no lookup (%(default)s)")
     given = parser.parse_args(arguments)
     if given.quick:
@@ -77,7 +79,7 @@ def _bench(given: argparse.Namespace) -> int:
     for found in widths:
         print(f"\nwidth {found['width']}: a step's parts, by the profiler\n\n{_parts(found)}")
         print(f"\nwidth {found['width']}: functions, by the time in themselves\n\n{_functions(found)}")
-    names = ("runs", "steps", "threads", "rows", "backend", "temperature", "max_drafts", "quick")
+    names = "runs steps threads rows backend temperature logprobs presence_penalty max_drafts quick".split()
     settings = {name: getattr(given, name) for name in names} | {"runs_on": engine.backend}
     print(f"\nJSON: {report.keep('overhead', machine, settings, {'widths': widths}, save=given.save)}")
     return 0
@@ -85,9 +87,15 @@ def _bench(given: argparse.Namespace) -> int:
 
 def _width(engine: Engine, plain: Engine, width: int, given: argparse.Namespace) -> dict[str, Any]:
     """Everything measured at one width: whole steps of `plain`, the host's work of `engine`."""
-    with decoding(plain, width, given.temperature):
+    params = SequenceParams(
+        max_tokens=engine.max_len - PROMPT_TOKENS,
+        temperature=given.temperature,
+        logprobs=given.logprobs,
+        presence_penalty=given.presence_penalty,
+    )
+    with decoding(plain, width, params):
         whole = [_us_a_step(plain, max(10, given.steps // 4)) for _ in range(given.runs)]
-    with without_maths(), decoding(engine, width, given.temperature):
+    with without_maths(), decoding(engine, width, params):
         host = [_us_a_step(engine, given.steps) for _ in range(given.runs)]
         profile = cProfile.Profile()
         profile.runcall(_us_a_step, engine, given.steps)
@@ -109,7 +117,9 @@ def without_maths() -> Iterator[None]:
     real, zeros = Decoder.forward, dict[int, Tensor]()
     steps = count(1)
 
-    def forward(self: Decoder, batch: FlatBatch, kv: Tensor, kv_scales: KvScales | None = None) -> Tensor:
+    def forward(
+        self: Decoder, batch: FlatBatch, kv: Tensor, kv_scales: KvScales | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         wanted = len(batch.logits_index)
         if wanted not in zeros:
             zeros[wanted] = torch.zeros(wanted, self.config.vocab_size, dtype=self.dtype)
@@ -126,9 +136,8 @@ def without_maths() -> Iterator[None]:
 
 
 @contextmanager
-def decoding(engine: Engine, width: int, temperature: float) -> Iterator[None]:
+def decoding(engine: Engine, width: int, params: SequenceParams) -> Iterator[None]:
     """Within it, `width` rows are past their prompts and decode for as long as anyone asks."""
-    params = SequenceParams(max_tokens=engine.max_len - PROMPT_TOKENS, temperature=temperature)
     for row in range(width):
         engine.add(row, [300 + row] * PROMPT_TOKENS, params)
     for _ in range(WARM_UP_STEPS):

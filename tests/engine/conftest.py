@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import transformers
 
 from kernels.table import Backend
 from tests.kernels.backends import ops_or_skip
-from tests.models.checkpoints import Shelf
+from tests.models.checkpoints import VOCAB, Shelf
 from worker.engine import Engine
+from worker.engine.speculation import Lookup, Speculation, StepCost
 
 transformers.utils.logging.disable_progress_bar()
 
 EngineOf = Callable[..., Engine]
+Foretold = Callable[[Items[Items[int]], Items[Items[int]]], None]
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +55,28 @@ def engine_of(model: Path) -> EngineOf:
         )
 
     return make
+
+
+@pytest.fixture
+def foretold(monkeypatch: pytest.MonkeyPatch) -> Foretold:
+    """foretold(prompts, texts): guesses are what these prompts are known to say, with some tokens wrong.
+
+    A random model hardly repeats itself, and drafts that hold and fail in every order are to be seen.
+    """
+
+    def know(prompts: Items[Items[int]], texts: Items[Items[int]]) -> None:
+        known = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+        chance = random.Random(7)
+
+        def drafts(lookup: Lookup, most: int, bar: float) -> tuple[list[int], float]:
+            said = lookup._history
+            whole = next(one for one in known if one[: len(said)] == said)
+            found = whole[len(said) : len(said) + chance.randrange(most + 1)]
+            return [(token + 1) % VOCAB if chance.random() < 0.2 else token for token in found], 1.0
+
+        monkeypatch.setattr(StepCost, "bar", lambda self, tokens: -1.0)
+        monkeypatch.setattr(Speculation, "wants_next", lambda self: True)
+        monkeypatch.setattr(Speculation, "pays", lambda self, gain, rows: True)
+        monkeypatch.setattr(Lookup, "drafts", drafts)
+
+    return know

@@ -39,6 +39,62 @@ def test_every_token_is_the_plain_loops(
     assert (engine.stats.preemptions > 0) == (num_pages is not None)
 
 
+ASKING = [
+    SequenceParams(20, repetition_penalty=1.5, logprobs=2),
+    SequenceParams(30, temperature=0.9, seed=4, frequency_penalty=0.7, presence_penalty=-0.4),
+    SequenceParams(9, temperature=0.8, top_k=20, seed=-5, allowed_token_ids=tuple(range(60)), logprobs=20),
+    SequenceParams(25, logit_bias=((7, 9.0), (8, 9.0)), bad_words=((7,), (8, 8), (3, 4, 5)), presence_penalty=0.1),
+    SequenceParams(20, min_tokens=9, stop_ids=frozenset(range(0, VOCAB, 3)), logprobs=0),
+    SequenceParams(12, min_tokens=5, stop_ids=frozenset(range(0, VOCAB, 40)), frequency_penalty=2.0),
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: next(iter(way)))
+@pytest.mark.parametrize("num_pages", [None, 14], ids=["room enough", "pages run out"])
+def test_adjusted_tokens_and_log_probabilities_are_the_plain_loops(
+    engine_of: EngineOf, backend: Backend, way: dict[str, bool], num_pages: int | None
+):
+    """Histories that only the device knows to the end: the same to the bit, beside plain neighbours and through
+    preemption, in steps of decodes alone and in others."""
+    settings = {**SHAPE, "backend": backend, "deterministic": True, "num_pages": num_pages}
+    plain, engine = engine_of(**settings), engine_of(**settings, **way)
+    prompts, params = [*PROMPTS, *PROMPTS], [*ASKING, *PARAMS]
+    assert engine.generate(prompts, params) == plain.generate(prompts, params)
+    engine.check()
+    assert (engine.stats.preemptions > 0) == (num_pages is not None)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: next(iter(way)))
+def test_a_device_that_takes_over_counts_what_was_said(engine_of: EngineOf, way: dict[str, bool]):
+    """Penalties and bad words go on from the output of an earlier owner."""
+    expected = engine_of(deterministic=True).generate(PROMPTS, ASKING)
+    engine = engine_of(deterministic=True, **way)
+    said: dict[int, list[int]] = {}
+    for at, (prompt, params) in enumerate(zip(PROMPTS, ASKING, strict=True)):
+        said[at] = expected[at].token_ids[: 1 + at]
+        engine.add(at, prompt, params, output=said[at])
+    while engine.has_work:
+        for emission in engine.step().emissions:
+            said[emission.id] = [*said[emission.id], *emission.token_ids]
+    assert list(said.values()) == [one.token_ids for one in expected]
+
+
+def test_what_is_asked_for_is_brought_over_once(engine_of: EngineOf):
+    """As long as the same rows ask for the same, a step brings nothing more over than it would without."""
+    engine = engine_of(ahead=True, max_rows=4)
+    uploads: list[int] = []
+    device = engine._runner._device  # type: ignore[attr-defined]
+    upload = device.upload
+    device.upload = lambda values: (uploads.append(values.size), upload(values))[1]
+    for at in range(3):
+        engine.add(at, PROMPTS[at], ASKING[at] if at else PARAMS[0])
+    for _ in range(5):
+        engine.step()
+    uploads.clear()
+    engine.step()
+    assert len(uploads) <= 1  # the step's own inputs
+
+
 class Watched:
     """An engine that is fed, cancelled and stepped by hand; what each sequence got."""
 

@@ -21,10 +21,10 @@ def limited(engine: Engine, tokens: int) -> None:
     """Let the engine's memory run out in steps of more than so many tokens, padding included."""
     forward = engine._decoder.forward
 
-    def limited_forward(batch: FlatBatch, kv: torch.Tensor) -> torch.Tensor:
+    def limited_forward(batch: FlatBatch, kv: torch.Tensor, **out: torch.Tensor | None) -> torch.Tensor:
         if len(batch.input_ids) > tokens:
             raise torch.OutOfMemoryError("as if")
-        return forward(batch, kv)
+        return forward(batch, kv, **out)
 
     engine._decoder.forward = limited_forward  # type: ignore[method-assign]
 

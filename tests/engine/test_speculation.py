@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
@@ -11,18 +9,15 @@ import pytest
 
 from kernels.table import Backend
 from ops.demo.evaluate import MODEL_DIR, heldout_examples, prompt_ids
-from tests.engine.conftest import EngineOf
-from tests.models.checkpoints import RECIPES, VOCAB, Shelf, random_prompts
+from tests.engine.conftest import EngineOf, Foretold
+from tests.models.checkpoints import RECIPES, Shelf, random_prompts
 from worker.engine import Engine, EngineConfig, FinishReason, SequenceParams
 from worker.engine.pages import PagePool
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
-from worker.engine.speculation import Lookup, Speculation, StepCost
+from worker.engine.speculation import Speculation, StepCost
 
 PAGE = 16
-Foretold = Callable[[Items[Items[int]], Items[Items[int]]], None]
-
-
 PROMPTS = random_prompts((5, 40, 17, 90, 3, 33, 64, 12), seed=5)
 PARAMS = [
     SequenceParams(50, temperature=(0.0, 0.7, 1.0)[at % 3], top_p=(1.0, 0.9)[at % 2], seed=at * 10**11)
@@ -36,31 +31,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepCost, "bar", lambda self, tokens: 0.0)
     monkeypatch.setattr(Speculation, "wants_next", lambda self: True)
     monkeypatch.setattr(Speculation, "pays", lambda self, gain, rows: True)
-
-
-@pytest.fixture
-def foretold(monkeypatch: pytest.MonkeyPatch) -> Foretold:
-    """foretold(prompts, texts): guesses are what these prompts are known to say, with some tokens wrong.
-
-    A random model hardly repeats itself, and drafts that hold and fail in every order are to be seen.
-    """
-
-    def know(prompts: Items[Items[int]], texts: Items[Items[int]]) -> None:
-        known = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
-        chance = random.Random(7)
-
-        def drafts(lookup: Lookup, most: int, bar: float) -> tuple[list[int], float]:
-            said = lookup._history
-            whole = next(one for one in known if one[: len(said)] == said)
-            found = whole[len(said) : len(said) + chance.randrange(most + 1)]
-            return [(token + 1) % VOCAB if chance.random() < 0.2 else token for token in found], 1.0
-
-        monkeypatch.setattr(StepCost, "bar", lambda self, tokens: -1.0)
-        monkeypatch.setattr(Speculation, "wants_next", lambda self: True)
-        monkeypatch.setattr(Speculation, "pays", lambda self, gain, rows: True)
-        monkeypatch.setattr(Lookup, "drafts", drafts)
-
-    return know
 
 
 def texts(engine: Engine, prompts: Items[Items[int]], params: Items[SequenceParams]) -> list[list[int]]:

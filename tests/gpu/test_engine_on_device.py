@@ -38,6 +38,16 @@ MIXED = [
     )
 ]
 
+STOPS = frozenset(range(0, VOCAB, 9))
+ASKING = [
+    SequenceParams(TOKENS, repetition_penalty=1.5, logprobs=2),
+    SequenceParams(TOKENS, temperature=0.9, seed=1, frequency_penalty=0.7, allowed_token_ids=tuple(range(60))),
+    SequenceParams(TOKENS, logit_bias=((7, 9.0), (8, 9.0)), bad_words=((7,), (8, 8)), presence_penalty=0.1),
+    SequenceParams(TOKENS, min_tokens=3, stop_ids=STOPS, logprobs=20),
+    SequenceParams(TOKENS, temperature=0.8, top_k=20, top_p=0.9, seed=4, presence_penalty=-0.5, logprobs=0),
+    SequenceParams(TOKENS),
+]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def there_are_kernels() -> Iterator[None]:
@@ -92,6 +102,24 @@ def test_graphs_change_no_token(engine_of: EngineOf):
         assert bool(engine.describe()["graphs"]) == way.get("graphs", True)
         assert engine.generate(PROMPTS, MIXED) == expected
         engine.check()
+
+
+def test_adjusted_draws_are_those_of_the_plain_loop_on_the_cpu(engine_of: EngineOf):
+    """Bias, allowed tokens, penalties, bad words and log-probabilities, in fp32; with graphs, whose logits are drawn
+    from again, as without."""
+    place = {"device": "cpu", "backend": "torch", "ahead": False}
+    asking = ASKING if THERE else ASKING[:2]
+    expected = engine_of(**place).generate(PROMPTS, asking)
+    for way in ({}, {"graphs": False}) if THERE else ({},):
+        got = engine_of(**way).generate(PROMPTS, asking)
+        assert [one.token_ids for one in got] == [one.token_ids for one in expected]
+        for ours, theirs in zip(got, expected, strict=True):
+            for (own, top, values), (their_own, their_top, theirs_values) in zip(
+                ours.logprobs or (), theirs.logprobs or (), strict=True
+            ):
+                assert own == pytest.approx(their_own, abs=1e-3)
+                assert values == pytest.approx(theirs_values, abs=1e-3)
+                assert len(top) == len(their_top)
 
 
 @on_gpu
@@ -155,6 +183,9 @@ def test_no_step_waits_for_the_device_but_to_read_tokens_and_none_compiles():
             for id_, prompt in enumerate(prompts):
                 engine.add(id_, prompt, SequenceParams(20, temperature=0.5 * (id_ % 2), seed=id_))
                 engine.step()
+            for id_, params in enumerate(ASKING, start=len(prompts)):
+                engine.add(id_, prompts[id_ % len(prompts)], params)
+                engine.step()
             while engine.has_work:
                 engine.step()
     finally:
@@ -182,10 +213,10 @@ def test_memory_that_runs_out_sheds_work_and_goes_on():
     engine.forget_prefixes()
     forward = engine._decoder.forward
 
-    def limited(batch: Any, kv: torch.Tensor) -> torch.Tensor:
+    def limited(batch: Any, kv: torch.Tensor, *scales: Any, **out: Any) -> torch.Tensor:
         if len(batch.input_ids) > 300:
             torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
-        return forward(batch, kv)
+        return forward(batch, kv, *scales, **out)
 
     engine._decoder.forward = limited  # type: ignore[method-assign]
     assert engine.generate(prompts, SequenceParams(10)) == expected

@@ -14,6 +14,7 @@ cuda.py       a GPU as a DeviceRunner sees it: pinned buffers, graphs, memory
 pages.py      PagePool: pages of K/V memory, counted references, and the cache of those that are full
 prefix.py     the keys that pages are found by
 runner.py     Runner: what a plan is handed to; PlainRunner, one step after the other
+adjustments.py  bias, penalties and the like, for rows that ask for them; log-probabilities
 rows.py       RowTable: its rows, the state of every seat of the batch, as tensors
 device_runner.py  DeviceRunner: rows on a device, so that steps can run ahead of what has been read
 row_state.py  RowState: those rows, and the changes staged for them

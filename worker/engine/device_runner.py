@@ -17,10 +17,11 @@ from torch import Tensor
 
 from kernels.kv_scales import KvScales
 from kernels.table import Ops
+from worker.engine.adjustments import Adjustments, Asked, pack
 from worker.engine.devices import Device
 from worker.engine.row_state import STOPS, RowState
 from worker.engine.rows import ladder
-from worker.engine.runner import Read
+from worker.engine.runner import Drawn, Read
 from worker.engine.scheduler import Plan
 from worker.engine.sequence import Sequence
 from worker.models.decoder import Decoder
@@ -62,6 +63,10 @@ class DeviceRunner:
         self.sizes = decode_sizes(max_rows)
         self.state = RowState(self.sizes[-1] + 1, max_len, self._max_pages, kv.device)
         self._max_rows, self._pages_there = max_rows, [0] * max_rows
+        vocab_size, where = decoder.config.vocab_size, kv.device
+        self._logits = torch.empty(self.sizes[-1], vocab_size, dtype=decoder.dtype, device=where)  # of the latest step
+        self._adjustments = Adjustments(ops, self.state.nobody + 1, vocab_size, device, where, padded_to=_DRAWS)
+        self._adjustments.take_memory()
 
     def launch(self, plan: Plan, sampled: Items[Sequence]) -> Read:
         """See Runner."""
@@ -74,23 +79,26 @@ class DeviceRunner:
         lens = np.array(list(plan.tokens.values()), np.int64)
         chosen = [at for at, s in enumerate(plan.tokens) if id(s) in wanted]
         banned = self._wide_bans(sampled)
+        outputs = [(sequence, sequence.num_output) for sequence in sampled]
         if plan.num_decode == len(rows) <= self.sizes[-1] and banned is None:
-            return self._launch_decodes(rows, lens, chosen)
+            return self._launch_decodes(rows, lens, chosen, self._adjustments.of(outputs, chosen))
         places = np.array(chosen, np.int64)
         L = _draws(len(chosen))
         self._stage(rows, lens, len(rows), _padded(places, L, 0), _padded(rows[places], L, self.state.nobody))
         self._flush()
         result = self.run(len(rows), ladder(int(lens.sum())), L, plan.num_decode, banned)
-        return self._read(result, list(range(len(chosen))))
+        return self._read(result, list(range(len(chosen))), self._adjustments.of(outputs))
 
-    def _launch_decodes(self, rows: NDArray[np.int64], lens: NDArray[np.int64], chosen: list[int]) -> Read:
+    def _launch_decodes(
+        self, rows: NDArray[np.int64], lens: NDArray[np.int64], chosen: list[int], asked: Asked | None
+    ) -> Read:
         """A step of decodes alone, padded. A prompt whose chunk is one token has its draw sent to nobody's seat."""
         size = next(size for size in self.sizes if size >= len(rows))
         sampled = np.full(size, self.state.nobody)
         sampled[chosen] = rows[chosen]
         self._stage(rows, lens, size, np.arange(size), sampled)
         self._flush()
-        return self._read(self._device.decode(size, self.run_decodes), chosen)
+        return self._read(self._device.decode(size, self.run_decodes), chosen, asked)
 
     def run_decodes(self, size: int) -> Tensor | None:
         """Compute a step of `size` decodes, padding among them, from the inputs in their places."""
@@ -114,7 +122,7 @@ class DeviceRunner:
             num_pages=self._max_pages,
         )
         scales = () if self.kv_scales is None else (self.kv_scales,)
-        logits = self._decoder.forward(batch, self.kv, *scales)
+        logits = self._decoder.forward(batch, self.kv, *scales, out=self._logits[:L] if L else None)
         state.computed.index_add_(0, state.owners[:R], state.lens[:R])
         return self._draw(logits, state.sampled[:L], banned) if L else None
 
@@ -134,6 +142,26 @@ class DeviceRunner:
         sound = torch.isfinite(logits.gather(1, ids.unsqueeze(1)).squeeze(1))
         state.tokens.view(-1).index_copy_(0, seats * self._max_len + computed, ids.int())
         return torch.stack((ids, sound.long()))
+
+    def _adjust(self, result: Tensor, asked: Asked) -> Tensor:
+        """After a step, which may have been a graph: draw again, from its logits, what asks for adjusted ones, and
+        write that over what was drawn. Returns [2 L + n] int64: the result's ids and whether their logits are finite,
+        then the log-probabilities asked for as Asked.unpack takes them."""
+        state, logits = self.state, self._logits[: result.shape[1]]
+        if asked.draws is not None and asked.seats is not None:
+            computed, prompt_len, top_k, seed, _ = state.wholes.index_select(1, asked.seats)
+            temperature, top_p, min_p = state.reals.index_select(1, asked.seats)
+            adjusted = self._adjustments.adjusted(logits, asked, state.tokens, prompt_len, computed)
+            ids = self._ops.sample(
+                adjusted, temperature, top_k, top_p, min_p, seed, computed - prompt_len, exact_noise=self._exact_noise
+            )
+            self._adjustments.drew(asked, ids)
+            state.tokens.view(-1).index_copy_(0, asked.seats * self._max_len + computed, ids.int())
+            sound = torch.isfinite(adjusted.gather(1, ids.unsqueeze(1)).squeeze(1))
+            real = len(asked.again)  # the rest is padding
+            result.index_copy_(1, asked.draws[:real], torch.stack((ids, sound.long()))[:, :real])
+        told = self._adjustments.logprobs(logits, result[0], asked)
+        return result.view(-1) if told is None else torch.cat((result.view(-1), pack(told)))
 
     def rest(self) -> None:
         """Let a step's inputs be padding alone: any step may be run then, and does nothing to anyone."""
@@ -155,7 +183,10 @@ class DeviceRunner:
 
     def run_most_tokens(self, most_tokens: int) -> None:
         """A step that takes the most memory a step may take, over padding (after `rest`)."""
-        self.run(self._max_rows, ladder(most_tokens), self.sizes[-1], self._max_rows // 2, None)
+        result = self.run(self._max_rows, ladder(most_tokens), self.sizes[-1], self._max_rows // 2, None)
+        assert result is not None
+        for logprobs in (0, 1):
+            self._adjust(result, self._adjustments.everything(self.sizes[-1], logprobs))
 
     def appended(self, sequence: Sequence) -> None:
         """See Runner: the step that drew it has written it."""
@@ -167,21 +198,33 @@ class DeviceRunner:
         for sequence in sequences:
             self._write(sequence)
 
-    def _read(self, result: Tensor | None, places: list[int]) -> Read:
-        """The draws at `places` of a result, once it is there."""
-        fetched = self._device.fetch(result)
+    def _read(self, result: Tensor | None, places: list[int], asked: Asked | None) -> Read:
+        """The draws at `places` of a result, once it is there, and what they ask for."""
+        if result is None or asked is None:
+            fetched = self._device.fetch(result)
 
-        def read() -> list[tuple[int, bool]]:
+            def read() -> list[Drawn]:
+                got = fetched()
+                if got is None:
+                    return []
+                ids, sound = got.tolist()
+                return [(ids[at], bool(sound[at]), None) for at in places]
+
+            return read
+        L, fetched = result.shape[1], self._device.fetch(self._adjust(result, asked))
+
+        def read_all() -> list[Drawn]:
             got = fetched()
-            if got is None:
-                return []
-            ids, sound = got.tolist()
-            return [(ids[at], bool(sound[at])) for at in places]
+            assert got is not None
+            ids, sound = got[: 2 * L].view(2, L).tolist()
+            told = asked.spread(asked.unpack(got[2 * L :]), L)
+            return [(ids[at], bool(sound[at]), told[at]) for at in places]
 
-        return read
+        return read_all
 
     def _write(self, sequence: Sequence) -> None:
         """Stage all that the sequence's seat holds, its pages aside."""
+        self._adjustments.admit(sequence)
         seat, params, state = sequence.row, sequence.params, self.state
         assert seat is not None
         assert sequence.pending == 0, "a token that only the device knows would be lost"
@@ -233,9 +276,9 @@ class DeviceRunner:
             self._ops.write_spans(self.state.words, self._device.upload(packed), count)
 
     def _stops(self, sequence: Sequence) -> list[int]:
-        """Stop ids that can come, where the sequence may be too young to end."""
+        """Stop ids that can come, where the sequence may be too young to end; none where they are barred in _adjust."""
         params, vocab = sequence.params, self._decoder.config.vocab_size
-        return [t for t in params.stop_ids if 0 <= t < vocab] if params.min_tokens else []
+        return [t for t in params.stop_ids if 0 <= t < vocab] if params.min_tokens and not params.is_redrawn else []
 
     def _wide_bans(self, sampled: Items[Sequence]) -> Banned | None:
         """Stop ids of sequences that may not end yet and have more of them than a seat holds, as (draw, token)."""

@@ -17,7 +17,7 @@ class Device(Protocol):
     """Where steps run. Whatever is asked of it happens in the order in which it is asked."""
 
     def upload(self, values: NDArray[Any]) -> Tensor:
-        """A copy on the device, valid until the step after the next is launched."""
+        """A copy on the device."""
         ...
 
     def fetch(self, result: Tensor | None) -> Fetched:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import count, islice, repeat
+from math import isfinite
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from kernels.cpu.large_pages import use_large_pages
 from kernels.table import Backend, Ops
+from worker.engine.adjustments import Logprob
 from worker.engine.config import ConfigError, EngineConfig, SlowerBackend
 from worker.engine.cuda import CompileWatch
 from worker.engine.device_runner import DeviceRunner
@@ -32,7 +34,7 @@ from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
 from worker.engine.resolve import cpu_dtype, cpu_ops, device_of, gpu_dtype, max_len_of, num_pages_of, stored_weights
 from worker.engine.rows import RowTable
-from worker.engine.runner import PlainRunner, Read, Runner
+from worker.engine.runner import Drawn, PlainRunner, Read, Runner
 from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, State, refuse_unservable
 from worker.engine.speculation import Speculation
@@ -45,7 +47,7 @@ from worker.models.decoder import Decoder
 class Emission:
     """What a step gave a sequence: a token, or several, and why it ended if it did. A failed one has an error and none.
 
-    cached_tokens: those of its prompt whose K/V came from the prefix cache.
+    cached_tokens: those of its prompt whose K/V came from the prefix cache. logprobs: its tokens', if it asks for them.
     """
 
     id: int
@@ -53,6 +55,7 @@ class Emission:
     reason: FinishReason | None = None
     error: str | None = None
     cached_tokens: int = 0
+    logprobs: list[Logprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Completion:
     token_ids: list[int]
     finish_reason: FinishReason
     error: str | None = None
+    logprobs: list[Logprob] | None = None
 
 
 @dataclass
@@ -298,7 +302,7 @@ class Engine:
         began = time.perf_counter()
         drawn, drafts = flight.read(), flight.plan.drafts
         self.stats.waited_s += time.perf_counter() - began
-        groups: Iterator[Items[tuple[int, bool]]] = zip(drawn, strict=True)  # as a rule each sequence has one
+        groups: Iterator[Items[Drawn]] = zip(drawn, strict=True)  # as a rule each sequence has one
         if drafts:
             each = iter(drawn)
             groups = (list(islice(each, len(drafts.get(s, ())) + 1)) for s in flight.sampled)
@@ -324,18 +328,28 @@ class Engine:
         for prompt, own in zip(prompts, each, strict=True):
             refuse_unservable(prompt, own, (), vocab_size=self.model.vocab_size, max_len=self.max_len)
         tokens: list[list[int]] = [[] for _ in prompts]
+        told: list[list[Logprob]] = [[] for _ in prompts]
         ended: dict[int, Emission] = {}
         for index, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
             self.add(index, prompt, own)
         try:
             for emission in self._run_all():
                 tokens[emission.id] += emission.token_ids
+                told[emission.id] += emission.logprobs or ()
                 if emission.reason is not None:
                     ended[emission.id] = emission
         finally:  # interrupted, it leaves nothing behind
             for index in range(len(prompts)):
                 self.cancel(index)
-        return [Completion(t, ended[i].reason or FinishReason.FAILED, ended[i].error) for i, t in enumerate(tokens)]
+        return [
+            Completion(
+                tokens[index],
+                ended[index].reason or FinishReason.FAILED,
+                ended[index].error,
+                None if own.logprobs is None else told[index],
+            )
+            for index, own in enumerate(each)
+        ]
 
     def describe(self) -> dict[str, Any]:
         """What there is of what, as plain values: for logs, and for whoever feeds this engine."""
@@ -393,31 +407,36 @@ class Engine:
         while self.has_work:
             yield from self.step().emissions
 
-    def _advance(self, sequence: Sequence, drawn: Items[tuple[int, bool]], drafts: Items[int]) -> Emission:
+    def _advance(self, sequence: Sequence, drawn: Items[Drawn], drafts: Items[int]) -> Emission:
         """Give a sequence what was drawn behind its last token and each draft, and let go of it if that ends it.
 
         What was drawn behind a draft counts if that draft and all before it are what was drawn in their places.
         """
         sequence.pending -= 1
         taken: list[int] = []
+        told: list[Logprob] | None = None
         reason = None
-        for (token, sound), guess in zip(drawn, (*drafts, None), strict=True):
-            if not sound:
+        for (token, sound, logprob), guess in zip(drawn, (*drafts, None), strict=True):
+            if not sound or (logprob is not None and not isfinite(logprob[0])):
                 break  # behind a draft that held, the next step finds the same
             sequence.output.append(token)
             taken.append(token)
+            if logprob is not None:
+                told = [*(told or ()), logprob]
             reason = _end(sequence, token)
             if reason is not None or token != guess:
                 break
         if not taken:
             self.cancel(sequence.id)
             error = f"the model gave no finite logit for output token {len(sequence.output)}"
+            if sequence.params.adjusts:
+                error += ", or bias, penalties, allowed tokens and bad words left none"
             return Emission(sequence.id, [], FinishReason.FAILED, error, sequence.cached or 0)
         self._runner.appended(sequence)
         self._scheduler.drew(sequence, taken)
         if reason is not None:
             self.cancel(sequence.id)
-        return Emission(sequence.id, taken, reason, None, sequence.cached or 0)
+        return Emission(sequence.id, taken, reason, None, sequence.cached or 0, told)
 
     def _count(self, tokens: dict[Sequence, int], generated: int, began: float, computed_s: float) -> None:
         stats = self.stats

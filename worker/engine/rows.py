@@ -26,7 +26,7 @@ class RowTable:
     """Tokens, lengths, pages and sampling values of max_rows rows."""
 
     def __init__(self, ops: Ops, max_rows: int, max_len: int, page_size: int) -> None:
-        self._ops, self._page_size = ops, page_size
+        self.ops, self._page_size = ops, page_size
         self.tokens = torch.zeros(max_rows, max_len, dtype=torch.int32)
         self.computed = torch.zeros(max_rows, dtype=torch.int64)
         self.page_table = torch.zeros(max_rows, -(-max_len // page_size), dtype=torch.int32)
@@ -70,7 +70,7 @@ class RowTable:
         rows = torch.tensor([s.row for s in sequences])
         self.computed[rows] = torch.tensor([s.computed for s in sequences])
         wanted = set(map(id, sampled))
-        batch = self._ops.prepare_batch(
+        batch = self.ops.prepare_batch(
             self.tokens,
             self.computed,
             self.page_table,
@@ -88,7 +88,7 @@ class RowTable:
         """Ids [L] int64 from logits [L or more, vocab], one row for each of `places`, padding after them."""
         logits = logits[: len(places)]
         rows = np.array([s.row for s, _ in places])
-        return self._ops.sample(
+        return self.ops.sample(
             logits,
             torch.from_numpy(self._temperature[rows]),
             torch.from_numpy(self._top_k[rows]),
@@ -99,6 +99,11 @@ class RowTable:
             banned=_banned(places, logits.shape[1]),
             exact_noise=exact_noise,
         )
+
+    def ends(self, places: list[Place]) -> tuple[Tensor, Tensor]:
+        """[L] int64 each: where in its row the output of each place begins, and where the place itself is."""
+        first = self._prompt_len[torch.tensor([s.row for s, _ in places])]
+        return first, first + torch.tensor([offset for _, offset in places])
 
     def _write_new_pages(self, sequence: Sequence) -> None:
         row = sequence.row
@@ -138,7 +143,7 @@ def _logits_index(plan: Plan, wanted: set[int]) -> Tensor:
     return torch.tensor(index + [0] * (ladder(len(index)) - len(index)))
 
 
-def _early(sequence: Sequence, offset: int) -> bool:
+def is_early(sequence: Sequence, offset: int) -> bool:
     """Whether the sequence may not end with the token at `offset` of its output."""
     return offset < sequence.params.min_tokens and bool(sequence.params.stop_ids)
 
@@ -148,7 +153,7 @@ def _banned(places: list[Place], vocab_size: int) -> tuple[Tensor, Tensor] | Non
     pairs = [
         (i, t)
         for i, (s, offset) in enumerate(places)
-        if _early(s, offset)
+        if is_early(s, offset)
         for t in s.params.stop_ids
         if 0 <= t < vocab_size
     ]

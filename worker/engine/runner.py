@@ -6,21 +6,27 @@ PlainRunner is the plain loop, where rows lie in the host's memory and a launche
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
+from itertools import repeat
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from worker.engine.rows import RowTable, places_of
+from worker.engine.adjustments import Adjustments, Asked, Logprob
+from worker.engine.devices import HostDevice
+from worker.engine.rows import Place, RowTable, places_of
 from worker.engine.scheduler import Plan
 from worker.engine.sequence import Sequence
 from worker.models.decoder import Decoder
 
-Read = Callable[[], list[tuple[int, bool]]]
-"""Waits for a step and gives its tokens: the id drawn for each that was sampled, and whether its logit is finite. Where
-the plan has drafts, an id behind the sequence's last token and behind each of them."""
+Drawn = tuple[int, bool, Logprob | None]
+"""A token's id, whether its logit is finite, and its log-probability if its sequence asks for that."""
+
+Read = Callable[[], list[Drawn]]
+"""Waits for a step and gives its tokens: one for each that was sampled. Where the plan has drafts, one behind the
+sequence's last token and behind each of them."""
 
 
 class Runner(Protocol):
@@ -45,18 +51,38 @@ class PlainRunner:
     def __init__(self, decoder: Decoder, rows: RowTable, kv: Tensor, *, exact_noise: bool) -> None:
         """kv [layers, pages, 2, Hkv, page_size, D] model dtype."""
         self._decoder, self._rows, self._kv, self._exact_noise = decoder, rows, kv, exact_noise
+        vocab_size = decoder.config.vocab_size
+        self._adjustments = Adjustments(rows.ops, len(rows.tokens), vocab_size, HostDevice(), kv.device)
 
     def launch(self, plan: Plan, sampled: Items[Sequence]) -> Read:
         """See Runner. The step is done when this returns."""
-        for sequence in plan.admitted:
-            self._rows.admit(sequence)
+        self._write(plan.admitted)
         wanted = list(sampled)
         logits = self._decoder.forward(self._rows.batch(plan, wanted), self._kv)
         if not wanted:
             return list
-        ids = self._rows.sample(logits, places_of(plan, wanted), exact_noise=self._exact_noise)
+        places = places_of(plan, wanted)
+        ids = self._rows.sample(logits, places, exact_noise=self._exact_noise)
         sound = torch.isfinite(logits[: len(ids)].gather(1, ids.unsqueeze(1)).squeeze(1))
-        return lambda: list(zip(ids.tolist(), sound.tolist(), strict=True))
+        asked = self._adjustments.of(places)
+        told: Iterable[Logprob | None] = repeat(None)
+        if asked is not None:
+            told = self._adjust(asked, logits, places, ids, sound)
+        return lambda: list(zip(ids.tolist(), sound.tolist(), told, strict=False))
+
+    def _adjust(
+        self, asked: Asked, logits: Tensor, places: list[Place], ids: Tensor, sound: Tensor
+    ) -> list[Logprob | None]:
+        """Draw anew what is to be drawn from other logits than the model's; the log-probabilities asked for."""
+        if asked.draws is not None and asked.seats is not None:
+            again = [places[at] for at in asked.again]
+            first, ends = self._rows.ends(again)
+            adjusted = self._adjustments.adjusted(logits, asked, self._rows.tokens, first, ends)
+            drawn = self._rows.sample(adjusted, again, exact_noise=self._exact_noise)
+            self._adjustments.drew(asked, drawn)
+            ids[asked.draws] = drawn
+            sound[asked.draws] = torch.isfinite(adjusted.gather(1, drawn.unsqueeze(1)).squeeze(1))
+        return asked.spread(self._adjustments.logprobs(logits, ids, asked), len(places))
 
     def appended(self, sequence: Sequence) -> None:
         """See Runner."""
@@ -64,5 +90,10 @@ class PlainRunner:
 
     def restore(self, sequences: Items[Sequence]) -> None:
         """See Runner."""
+        self._write(sequences)
+
+    def _write(self, sequences: Items[Sequence]) -> None:
+        """Write all that the rows of these hold."""
         for sequence in sequences:
             self._rows.admit(sequence)
+            self._adjustments.admit(sequence)

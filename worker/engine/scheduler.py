@@ -81,7 +81,8 @@ class Scheduler:
         """Queue a sequence by its rank. It must fit the pool when alone: the engine has checked."""
         sequence.state = State.WAITING
         if self.speculation is not None and sequence.lookup is None:
-            sequence.wants_lookup = self.speculation.wants_next()
+            # penalties change with each token, so behind a draft they would have to be other ones
+            sequence.wants_lookup = not sequence.params.penalises and self.speculation.wants_next()
         heapq.heappush(self._waiting, (sequence.rank, sequence))
 
     def finish(self, sequence: Sequence) -> None:

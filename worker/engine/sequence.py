@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
+from itertools import chain
 
 from worker.engine.speculation import Lookup
+
+MOST_LOGPROBS = 20
+"""Alternatives whose log-probabilities are told for each token."""
 
 _FP32_MAX = 3.4e38
 
@@ -37,6 +42,12 @@ class SequenceParams:
                             anywhere
     stop_ids                end-of-sequence and stop ids; the one that ends the sequence is its last output token; ids
                             outside the vocabulary never come and do no harm
+    repetition_penalty      logits above 0 of tokens in prompt or output are divided by it, others multiplied; 1: off
+    frequency_penalty       taken off a logit as often as the output has the token; presence_penalty: once if it has it
+    logit_bias              (token, what is added to its logit)
+    allowed_token_ids       nothing else is drawn; None: anything is
+    bad_words               runs of ids: the last of one is never drawn where the output ends with those before it
+    logprobs                tell each token's log-probability, and those of so many of the likeliest; None: don't
     """
 
     max_tokens: int
@@ -47,6 +58,29 @@ class SequenceParams:
     min_p: float = 0.0
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said before changes the logits."""
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether it is drawn from other logits than the model's."""
+        return bool(self.penalises or self.logit_bias or self.allowed_token_ids is not None or self.bad_words)
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether its tokens are drawn apart from the others' (adjustments.py): from logits that are adjusted, or where
+        those that the model gave are still to be read when stop ids have been barred."""
+        return self.adjusts or (self.logprobs is not None and self.min_tokens > 0 and bool(self.stop_ids))
 
 
 def refuse_unservable(
@@ -72,6 +106,8 @@ def refuse_unservable(
     expect(-(1 << 63) <= params.seed < 1 << 63, "seed", "a whole number of 64 bits")
     if params.min_tokens and params.stop_ids.issuperset(range(vocab_size)):
         raise Unservable("stop_ids", "bar the whole vocabulary before min_tokens; leave some out")
+    if params.adjusts or params.logprobs is not None:
+        _refuse_adjustments(params, vocab_size)
     if len(output) >= params.max_tokens:
         raise Unservable("max_tokens", f"{len(output)} output tokens are there already of {params.max_tokens}")
     whole = len(prompt) + params.max_tokens
@@ -80,6 +116,37 @@ def refuse_unservable(
             "max_tokens",
             f"prompt ({len(prompt)}) and max_tokens ({params.max_tokens}) are {whole} tokens; "
             f"this worker takes {max_len} (the model's length or its page pool, whichever is less)",
+        )
+
+
+def _refuse_adjustments(params: SequenceParams, vocab_size: int) -> None:
+    """refuse_unservable, of what few sequences ask for."""
+    numbers = {"repetition_penalty": (0.01, 2.0), "frequency_penalty": (-2.0, 2.0), "presence_penalty": (-2.0, 2.0)}
+    for name, (least, most) in numbers.items():
+        value = getattr(params, name)
+        if not least <= value <= most:
+            raise Unservable(name, f"must be from {least:g} to {most:g}; got {value!r}")
+    if params.logprobs is not None and not 0 <= params.logprobs <= MOST_LOGPROBS:
+        raise Unservable("logprobs", f"must be from 0 to {MOST_LOGPROBS}; got {params.logprobs!r}")
+    given: dict[str, Iterable[int]] = {
+        "logit_bias": [token for token, _ in params.logit_bias],
+        "allowed_token_ids": params.allowed_token_ids or (),
+        "bad_words": chain.from_iterable(params.bad_words),
+    }
+    for name, ids in given.items():
+        bad = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if bad is not None:
+            raise Unservable(name, f"token id {bad} is outside the vocabulary (0 to {vocab_size - 1})")
+    if len(dict(params.logit_bias)) != len(params.logit_bias):
+        raise Unservable("logit_bias", "names a token twice; give each one value")
+    if not all(params.bad_words):
+        raise Unservable("bad_words", "has a word without tokens; leave it out")
+    barred = {word[0] for word in params.bad_words if len(word) == 1}
+    barred |= params.stop_ids if params.min_tokens else frozenset()
+    if barred.issuperset(range(vocab_size) if params.allowed_token_ids is None else params.allowed_token_ids):
+        raise Unservable(
+            "allowed_token_ids",
+            "are all ruled out by bad_words, or by stop ids before min_tokens; allow some that are not",
         )
 
 

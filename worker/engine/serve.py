@@ -5,8 +5,8 @@
          ("cancel", [id, ...])
     out  ("ready", {what the loop needs to know})  or  ("unable", message, traceback)
          ("refused", id, field, message)                                    an add that can never run here
-         ("step", [(id, token ids, reason or None, error or None, cached prompt tokens), ...],
-         {how full})
+         ("step", [(id, token ids, reason or None, error or None, cached prompt tokens,
+                 log-probabilities of the tokens or None), ...], {how full})
 
 The other side hanging up ends this process. When it does not read, sending blocks and with it decoding: what can't be
 published is bounded by the connection's buffer and the reader's own limit.
@@ -83,7 +83,8 @@ def _step_on(engine: Engine, connection: Connection, inbound: SimpleQueue[Messag
             _obey(engine, connection, message)
         output = engine.step()
         emissions = [
-            (e.id, e.token_ids, e.reason and e.reason.value, e.error, e.cached_tokens) for e in output.emissions
+            (e.id, e.token_ids, e.reason and e.reason.value, e.error, e.cached_tokens, e.logprobs)
+            for e in output.emissions
         ]
         connection.send(("step", emissions, engine.load()))
 

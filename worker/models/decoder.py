@@ -102,15 +102,18 @@ class Decoder:
             )
         )
 
-    def forward(self, batch: FlatBatch, kv: Tensor, kv_scales: KvScales | None = None) -> Tensor:
+    def forward(
+        self, batch: FlatBatch, kv: Tensor, kv_scales: KvScales | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         """Logits [L, vocab] of batch.logits_index, model dtype; writes the batch's K and V. In deterministic mode
-        T and L are 2 or more.
+        T and L are 2 or more. The logits are `out`, or a new tensor.
 
         kv [layers, pages, 2, Hkv, page_size, D] model dtype, or a smaller one with scales: a pair, or a tensor
         [layers, pages, 2, Hkv, page_size] fp32.
         """
         if self._whole_pass is not None and kv_scales is None:
-            return self._whole_pass(batch, kv)
+            logits = self._whole_pass(batch, kv)
+            return logits if out is None else out.copy_(logits)
         ops, eps = self._ops, self.config.rms_norm_eps
         workspace = ops.attention_workspace(
             batch, kv.shape[1:], self.config.num_heads, deterministic=self._deterministic
@@ -126,7 +129,7 @@ class Decoder:
             if index + 1 == len(self._layers):  # only the wanted rows go on to the head
                 x, residual = ops.gather_rows(x, batch.logits_index), ops.gather_rows(residual, batch.logits_index)
             x = ops.rms_norm(x, following, eps, residual=residual)
-        return self._head(x)
+        return self._head(x, out=out)
 
     def _attention(
         self, layer: _Layer, x: Tensor, kv: Tensor, scales: KvScales | None, batch: FlatBatch, workspace: object
