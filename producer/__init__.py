@@ -6,7 +6,7 @@ cli.py         the command line, `slipstream`; cli_dead.py: `slipstream dead`; c
 protocol.py    what lies in Redis (the table); Job, SamplingParams, events, Result
 errors.py      everything that is raised, as one tree
 keys.py        the names of keys and jobs
-wire.py        jobs, events and results as bytes
+wire.py        jobs, events and results as bytes; logprobs.py: log-probabilities in them
 submission.py  from what a caller says to the Job that is sent
 cursor.py      a reader's place in a job's events
 follow.py      following a job's events to their end, without sockets
@@ -33,7 +33,7 @@ from producer.errors import (
     ResultTimeout,
     SlipstreamError,
 )
-from producer.protocol import Ended, Event, Job, Result, Resync, SamplingParams, Started, Tokens
+from producer.protocol import Ended, Event, Job, Result, Resync, SamplingParams, Started, TokenLogprob, Tokens
 
 __all__ = [
     "AsyncProducer",
@@ -58,5 +58,6 @@ __all__ = [
     "SamplingParams",
     "SlipstreamError",
     "Started",
+    "TokenLogprob",
     "Tokens",
 ]

@@ -62,6 +62,13 @@ def moment(text: str) -> float:
 @click.option("--top-k", type=int, help="0 keeps all.")
 @click.option("--top-p", type=float)
 @click.option("--min-p", type=float)
+@click.option("--repetition-penalty", type=float, help="Above 1: what prompt or answer has becomes less likely.")
+@click.option("--frequency-penalty", type=float, help="Off a token's logit as often as the answer has it.")
+@click.option("--presence-penalty", type=float, help="Off the logits of tokens that the answer has.")
+@click.option("--logit-bias", metavar="JSON", help='Added to logits, by token id: {"17": -100}.')
+@click.option("--allowed-token-id", "allowed_token_ids", type=int, multiple=True, help="Nothing but these. Repeatable.")
+@click.option("--bad-word", "bad_words", multiple=True, help="Never write this text. May be given several times.")
+@click.option("--logprobs", type=int, metavar="N", help="With --json: how likely each token and the N likeliest were.")
 @click.option("--seed", type=int)
 @click.option("--stop", multiple=True, help="End before this text. May be given several times.")
 @click.option("--stop-token-id", "stop_token_ids", type=int, multiple=True, help="May be given several times.")
@@ -82,6 +89,7 @@ def submit(setup: Setup, stream: bool, wait: float, **given: Any) -> None:
     The prompt is PROMPT, a --file, or standard input (also PROMPT `-`); one newline at its end is not part of it.
     """
     fields = _prompt(given.pop("prompt"), given.pop("file"), given.pop("messages"), given.pop("prompt_token_ids"))
+    given["logit_bias"] = _json("logit_bias", given["logit_bias"])
     fields |= {name: value for name, value in given.items() if value not in (None, ())}
     with setup.open() as producer:
         job_id = producer.submit(wait=wait, **cast("JobFields", fields))
@@ -196,6 +204,8 @@ def _follow(setup: Setup, producer: Producer, job_id: str, from_offset: int = 0,
 def _event(event: Event) -> dict[str, Any]:
     """An event for programs: the text of tokens in one piece."""
     fields = event.model_dump(mode="json", exclude={"pieces", "hash"})
+    if fields.get("logprobs", ...) is None:
+        del fields["logprobs"]
     return fields | {"text": event.text} if isinstance(event, Tokens) else fields
 
 

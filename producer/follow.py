@@ -19,7 +19,7 @@ from producer.connection import BLOCK_S
 from producer.cursor import EndCursor, EventCursor
 from producer.errors import JobUnknown, ResultExpired, ResultTimeout
 from producer.keys import Keys
-from producer.protocol import Ended, Event, Result, Resync, Tokens
+from producer.protocol import Ended, Event, Result, Resync, TokenLogprob, Tokens
 
 T = TypeVar("T")
 
@@ -154,13 +154,15 @@ def told(job_id: str, events: list[Event]) -> Result:
     """The result that a whole list of events amounts to."""
     token_ids: list[int] = []
     pieces: list[str] = []
+    logprobs: list[TokenLogprob] = []
     for event in events:
         match event:
             case Tokens():
                 token_ids += event.token_ids
                 pieces += event.pieces
+                logprobs += event.logprobs or ()
             case Resync():
-                del token_ids[event.offset :], pieces[event.offset :]
+                del token_ids[event.offset :], pieces[event.offset :], logprobs[event.offset :]
     ended = events[-1]
     assert isinstance(ended, Ended), "a following ends with the end"
     return Result(
@@ -168,6 +170,7 @@ def told(job_id: str, events: list[Event]) -> Result:
         finish_reason=ended.reason,
         text="".join(pieces),
         token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs) or None,
         error=ended.error,
         usage=ended.usage,
     )

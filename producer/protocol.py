@@ -53,9 +53,20 @@ takeover (a higher epoch) nothing of an old owner enters. An entry's one field i
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from producer import errors
@@ -100,8 +111,27 @@ class Input(Message):
         return made
 
 
-TokenIds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(strict=False)]
+MOST_LOGPROBS = 20
+"""Alternatives that a job may ask the log-probabilities of, for each token."""
+
+
+def _keyed_by_ids(given: Any) -> Any:
+    """Ids as JSON has them, and as payloads have them in msgpack: keys are text there."""
+    if not isinstance(given, Mapping):
+        return given
+    return {int(k) if isinstance(k, str) and re.fullmatch("[0-9]{1,10}", k) else k: v for k, v in given.items()}
+
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[tuple[TokenId, ...], Field(strict=False)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+LogitBias = Annotated[
+    dict[TokenId, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=300),
+    BeforeValidator(_keyed_by_ids),
+    AfterValidator(lambda bias: dict(sorted(bias.items()))),  # in one order: the same bias is the same payload
+    PlainSerializer(lambda bias: {str(token): value for token, value in bias.items()}),
+]
 
 
 class SamplingParams(Input):
@@ -113,6 +143,23 @@ class SamplingParams(Input):
     """0 keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2)] | None = None
+    """A logit of a token that the prompt or the answer has is divided by it, or multiplied where it is below 0. 1: off.
+    """
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken off a token's logit as often as the answer has the token."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken off once if the answer has the token."""
+    logit_bias: LogitBias | None = None
+    """Token id -> what is added to its logit."""
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1, max_length=4096)] | None = None
+    """Nothing but these is ever drawn; None: anything is."""
+    bad_words: Annotated[tuple[StopString, ...], Field(max_length=64, strict=False)] = ()
+    """Texts whose tokens are never drawn in a row: as the tokenizer writes the text, alone and behind a space. The same
+    text in other tokens is not met."""
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """Tell each token's log-probability, and those of so many of the likeliest. By the model's own logits: before bias,
+    penalties, temperature and all that rules tokens out."""
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """None: what is left of the model's length."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
@@ -237,6 +284,14 @@ class Started(Message):
     model: str | None = None
 
 
+class TokenLogprob(Message):
+    """How likely a token was, as a natural logarithm, and which were the likeliest in its place."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob), the likeliest first, ties by lower id: as many as the job asked for, but none impossible."""
+
+
 class Tokens(Message):
     """Some tokens with their text, and `offset` of the job's tokens up to and with them."""
 
@@ -247,11 +302,16 @@ class Tokens(Message):
     """The text that each token completed: as many as ids, and empty where a character is not whole yet."""
     hash: int
     """`running_hash` of the job's tokens up to `offset`."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """As many as ids, where the job asked for them."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if len(self.token_ids) != len(self.pieces) or self.offset < len(self.token_ids):
-            raise ValueError(f"{len(self.token_ids)} ids, {len(self.pieces)} pieces of text, offset {self.offset}")
+        count = len(self.token_ids)
+        if count != len(self.pieces) or self.offset < count:
+            raise ValueError(f"{count} ids, {len(self.pieces)} pieces of text, offset {self.offset}")
+        if self.logprobs is not None and len(self.logprobs) != count:
+            raise ValueError(f"{count} ids, log-probabilities of {len(self.logprobs)}")
         return self
 
     @property
@@ -267,7 +327,10 @@ class Tokens(Message):
     def since(self, offset: int) -> Tokens:
         """What of this lies after `offset` of the job's tokens (which is in here)."""
         cut = offset - self.start
-        return self.model_copy(update={"token_ids": self.token_ids[cut:], "pieces": self.pieces[cut:]})
+        rest: dict[str, Any] = {"token_ids": self.token_ids[cut:], "pieces": self.pieces[cut:]}
+        if self.logprobs is not None:
+            rest["logprobs"] = self.logprobs[cut:]
+        return self.model_copy(update=rest)
 
 
 class Resync(Message):
@@ -301,6 +364,8 @@ class Result(Message):
     finish_reason: FinishReason
     text: str
     token_ids: tuple[int, ...] = Field(strict=False)
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """As many as `token_ids`, where the job asked for them."""
     error: Failure | None = None
     usage: Usage | None = None
     timings: Timings | None = None

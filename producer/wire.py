@@ -5,9 +5,9 @@ are checked before anything is built from the bytes, so no payload can cost more
 
     job      {v, the fields of Job but id, which the key has}
     started  {v, worker, model?}
-    tokens   {v, ids: [int], text: [str, one per id], hash: int}
+    tokens   {v, ids: [int], text: [str, one per id], hash: int, logprobs?: as logprobs.py has them}
     ended    {v, reason, error?: {code, message}, usage?: {...}}
-    result   {v, the fields of Result but job_id}
+    result   {v, the fields of Result but job_id, logprobs as above}
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 import msgpack
 from pydantic import ValidationError
 
+from producer import logprobs as packed_logprobs
 from producer.errors import InvalidJob, NewerProtocol, Undecodable
+from producer.logprobs import Logprob
 from producer.protocol import (
     PROTOCOL,
     Ended,
@@ -71,9 +73,14 @@ def encode_started(worker: str, model: str | None = None) -> bytes:
     return _pack({"worker": worker} | ({"model": model} if model is not None else {}))
 
 
-def encode_tokens(token_ids: Sequence[int], pieces: Sequence[str], hash_after: int) -> bytes:
+def encode_tokens(
+    token_ids: Sequence[int], pieces: Sequence[str], hash_after: int, logprobs: Sequence[Logprob] | None = None
+) -> bytes:
     """Tokens with the text each completed. Made for every flush of every job, so nothing is validated here."""
-    return _pack({"ids": token_ids, "text": pieces, "hash": hash_after})
+    fields: dict[str, Any] = {"ids": token_ids, "text": pieces, "hash": hash_after}
+    if logprobs is not None:
+        fields["logprobs"] = packed_logprobs.pack(logprobs)
+    return _pack(fields)
 
 
 def encode_ended(reason: FinishReason, error: Failure | None = None, usage: Usage | None = None) -> bytes:
@@ -86,14 +93,22 @@ def encode_ended(reason: FinishReason, error: Failure | None = None, usage: Usag
     return _pack(fields)
 
 
-def encode_result(result: Result) -> bytes:
-    """What `T:result:<id>` holds."""
-    return _pack(result.model_dump(exclude={"job_id"}, exclude_none=True))
+def encode_result(result: Result, logprobs: Sequence[Logprob] | None = None) -> bytes:
+    """What `T:result:<id>` holds. logprobs: of its tokens, from one who has them like this; else the result's own."""
+    fields = result.model_dump(exclude={"job_id", "logprobs"}, exclude_none=True)
+    if logprobs is None and result.logprobs is not None:
+        logprobs = packed_logprobs.plain(result.logprobs)
+    if logprobs is not None:
+        fields["logprobs"] = packed_logprobs.pack(logprobs)
+    return _pack(fields)
 
 
 def decode_result(blob: bytes, job_id: str) -> Result:
     """The result of `job_id`. Raises Undecodable."""
-    return _validated("result", Result, _unpack("result", blob, MAX_RESULT_BYTES) | {"job_id": job_id})
+    fields = _with_logprobs("result", _unpack("result", blob, MAX_RESULT_BYTES))
+    if fields.get("logprobs") is not None and len(fields["logprobs"]) != len(fields.get("token_ids", ())):
+        raise Undecodable("result", "another number of log-probabilities than of tokens", "logprobs")
+    return _validated("result", Result, fields | {"job_id": job_id})
 
 
 def decode_tokens(blob: bytes, offset: int) -> Tokens:
@@ -103,7 +118,7 @@ def decode_tokens(blob: bytes, offset: int) -> Tokens:
         fields["token_ids"] = fields.pop("ids")
     if "text" in fields:
         fields["pieces"] = fields.pop("text")
-    return _validated("tokens event", Tokens, fields | {"offset": offset})
+    return _validated("tokens event", Tokens, _with_logprobs("tokens event", fields) | {"offset": offset})
 
 
 def decode_event(entry: bytes, fields: Mapping[bytes, bytes]) -> Started | Tokens | Ended:
@@ -118,6 +133,16 @@ def decode_event(entry: bytes, fields: Mapping[bytes, bytes]) -> Started | Token
         known = _unpack("started event", blob, MAX_RESULT_BYTES)
         return _validated("started event", Started, known | {"offset": offset, "delivery": int(fields.get(b"n", 1))})
     raise Undecodable("event", f"none of the fields s, t and e in {sorted(fields)!r}")
+
+
+def _with_logprobs(what: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with log-probabilities, where there are any, unpacked."""
+    if "logprobs" in fields:
+        try:
+            fields["logprobs"] = packed_logprobs.unpack(fields["logprobs"])
+        except ValueError as error:
+            raise Undecodable(what, str(error), "logprobs") from error
+    return fields
 
 
 def _pack(fields: dict[str, Any]) -> bytes:

@@ -233,6 +233,7 @@ class Inbox:
             why=why,
             token_ids=tuple(token for event in events for token in event.token_ids),
             text="".join(event.text for event in events),
+            logprobs=tuple(one for event in events for one in event.logprobs or ()) or None,
         )
 
     def _refuse(self, claimed: Claim, code: str, message: str, taken: Taken) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,18 @@ from producer import wire
 from producer.calls import Claim, Delivery, PublishReply, finish
 from producer.calls.script import Call
 from producer.keys import Keys
-from producer.protocol import Failure, FinishReason, Job, Result, Timings, Usage, running_hash
+from producer.logprobs import Logprob, plain
+from producer.protocol import (
+    Failure,
+    FinishReason,
+    Job,
+    Result,
+    SamplingParams,
+    Timings,
+    TokenLogprob,
+    Usage,
+    running_hash,
+)
 from worker.text import BadPrompt, TextModel, TextStream
 
 PRIORITY = {"high": 0, "normal": 1, "low": 2}
@@ -50,6 +61,14 @@ class Resolved:
     seed: int
     stop_ids: list[int]
     stop: list[str]
+    # what follows is missing where an older worker decided
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: list[tuple[int, float]] = field(default_factory=list)
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[list[int]] = field(default_factory=list)
+    logprobs: int | None = None
 
     def pack(self) -> bytes:
         """As `resolve` stores it."""
@@ -64,10 +83,15 @@ class Resolved:
     @property
     def params(self) -> dict[str, Any]:
         """SequenceParams' fields."""
-        fields = {
-            name: getattr(self, name) for name in self.__slots__ if name not in ("prompt_ids", "stop", "stop_ids")
+        fields = {name: getattr(self, name) for name in self.__slots__ if name not in ("prompt_ids", "stop")}
+        allowed = self.allowed_token_ids
+        return {
+            **fields,
+            "stop_ids": frozenset(self.stop_ids),
+            "logit_bias": tuple((token, value) for token, value in self.logit_bias),
+            "allowed_token_ids": None if allowed is None else tuple(allowed),
+            "bad_words": tuple(map(tuple, self.bad_words)),
         }
-        return {**fields, "stop_ids": frozenset(self.stop_ids)}
 
 
 def decide(job: Job, text: TextModel, served_name: str, max_len: int) -> Resolved:
@@ -82,10 +106,7 @@ def decide(job: Job, text: TextModel, served_name: str, max_len: int) -> Resolve
     try:
         prompt = _prompt_ids(job, text)
         own, default = job.sampling, text.defaults
-        outside = [token for token in own.stop_token_ids if token >= text.vocab_size]
-        if outside:
-            message = f"stop_token_ids: {outside[0]} is outside the vocabulary (0 to {text.vocab_size - 1})"
-            raise JobRefused("token_outside_vocabulary", message)
+        _check_ids(own, text.vocab_size)
         ends = () if own.ignore_eos else text.eos_ids
         return Resolved(
             prompt_ids=prompt,
@@ -98,9 +119,30 @@ def decide(job: Job, text: TextModel, served_name: str, max_len: int) -> Resolve
             seed=own.seed if own.seed is not None else secrets.randbits(63),
             stop_ids=sorted({*ends, *own.stop_token_ids}),
             stop=list(own.stop),
+            repetition_penalty=_first(own.repetition_penalty, default.repetition_penalty),
+            frequency_penalty=own.frequency_penalty,
+            presence_penalty=own.presence_penalty,
+            logit_bias=list((own.logit_bias or {}).items()),
+            allowed_token_ids=None if own.allowed_token_ids is None else list(own.allowed_token_ids),
+            bad_words=text.token_runs(own.bad_words),
+            logprobs=own.logprobs,
         )
     except BadPrompt as error:
         raise JobRefused(error.code, str(error)) from None
+
+
+def _check_ids(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raises JobRefused for an id that the model doesn't have."""
+    given: dict[str, Iterable[int]] = {
+        "stop_token_ids": sampling.stop_token_ids,
+        "logit_bias": sampling.logit_bias or (),
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+    }
+    for field_name, ids in given.items():
+        outside = next((token for token in ids if token >= vocab_size), None)
+        if outside is not None:
+            message = f"{field_name}: {outside} is outside the vocabulary (0 to {vocab_size - 1})"
+            raise JobRefused("token_outside_vocabulary", message)
 
 
 def _prompt_ids(job: Job, text: TextModel) -> list[int]:
@@ -142,6 +184,7 @@ class Refusal:
     why: str | None = None
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     def finish_call(self, keys: Keys, consumer: str) -> Call[PublishReply]:
         """The call that ends it."""
@@ -151,6 +194,7 @@ class Refusal:
             finish_reason=reason,
             text=self.text,
             token_ids=self.token_ids,
+            logprobs=self.logprobs,
             error=self.failure,
         )
         return finish(
@@ -181,6 +225,7 @@ class RunningJob:
     time_left_s: float = math.inf  # from this claim to its deadline
     token_ids: list[int] = field(default_factory=list)  # released by the text stream: published or about to be
     texts: list[str] = field(default_factory=list)  # the text each of them added
+    logprobs: list[Logprob] = field(default_factory=list)  # of all tokens it was given, if asked for: these first
     published: int = 0
     claimed_offset: int = 0  # tokens it had when it came here
     hash: int = 0  # running_hash of token_ids
@@ -214,8 +259,16 @@ class RunningJob:
         """Tokens that readers have not seen."""
         return len(self.token_ids) - self.published
 
-    def take(self, token_ids: Sequence[int], reason: str | None, error: str | None) -> bool:
+    def take(
+        self,
+        token_ids: Sequence[int],
+        reason: str | None,
+        error: str | None,
+        logprobs: Sequence[Logprob] | None = None,
+    ) -> bool:
         """The engine's tokens, and its end if it has come. True: the text has ended it, unknown to the engine."""
+        if logprobs is not None:
+            self.logprobs += logprobs
         self._release(self.stream.push(token_ids))
         if self.stream.stopped:
             self._end("stop")
@@ -236,11 +289,18 @@ class RunningJob:
         self.ended = ("failed", Failure(code=code, message=message))
 
     def resume(self, claim: Claim) -> None:
-        """Take over the tokens an earlier owner published, and replay every rule of ending over them."""
+        """Take over the tokens an earlier owner published, and replay every rule of ending over them.
+
+        Raises Undecodable, and ValueError where log-probabilities are missing.
+        """
         for blob in claim.tokens:
             tokens = wire.decode_tokens(blob, claim.offset)
             self.token_ids += tokens.token_ids
             self.texts += tokens.pieces
+            if self.resolved.logprobs is not None:
+                if tokens.logprobs is None:
+                    raise ValueError("tokens without log-probabilities, which this job asks for")
+                self.logprobs += plain(tokens.logprobs)
         self.published = self.claimed_offset = len(self.token_ids)
         self.hash = running_hash(0, self.token_ids)
         self.stream.replay(self.token_ids)
@@ -256,12 +316,18 @@ class RunningJob:
         resolved = self.resolved
         self.stream = text.stream(resolved.prompt_ids, resolved.stop, resolved.min_tokens)
         self.stream.replay(self.token_ids)
+        del self.logprobs[len(self.token_ids) :]
 
     def tokens_blob(self) -> bytes | None:
         """What is to be published, or None where that is nothing."""
         if not self.unpublished:
             return None
-        return wire.encode_tokens(self.token_ids[self.published :], self.texts[self.published :], self.hash)
+        ids, texts = self.token_ids[self.published :], self.texts[self.published :]
+        return wire.encode_tokens(ids, texts, self.hash, self._logprobs(self.published))
+
+    def _logprobs(self, start: int) -> list[Logprob] | None:
+        """Of the tokens released from `start` on; None where nobody asked."""
+        return None if self.resolved.logprobs is None else self.logprobs[start : len(self.token_ids)]
 
     def finish_call(self, keys: Keys, consumer: str) -> Call[PublishReply]:
         """The call that publishes the rest and ends it. The job has ended."""
@@ -293,7 +359,8 @@ class RunningJob:
                 error=failure,
                 usage=self.usage,
                 timings=Timings(queued_s=self.queued_s, first_token_s=self.first_token_s, total_s=total),
-            )
+            ),
+            self._logprobs(0),
         )
 
     @property

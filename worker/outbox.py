@@ -14,6 +14,7 @@ import structlog
 
 from producer.calls import Held, Publication, PublishReply, discard, expire, publish, run, run_many
 from producer.errors import SlipstreamError
+from worker.engine_link import Emission
 from worker.jobs import Refusal, RunningJob
 from worker.partitions import Partitions
 
@@ -60,16 +61,16 @@ class Outbox:
         self._refused.append(refusal)
         self.urgent = True
 
-    def take(self, emissions: Iterable[tuple[int, list[int], str | None, str | None, int]]) -> list[int]:
+    def take(self, emissions: Iterable[Emission]) -> list[int]:
         """A step's tokens. Returns the sequences that their text has ended: the engine may forget them."""
         stopped = []
-        for sequence_id, token_ids, reason, error, cached_tokens in emissions:
+        for sequence_id, token_ids, reason, error, cached_tokens, logprobs in emissions:
             job = self.jobs.get(sequence_id)
             if job is None or job.has_ended:
                 continue
             job.cached_tokens = cached_tokens
             try:
-                if job.take(token_ids, reason, error):
+                if job.take(token_ids, reason, error, logprobs):
                     stopped.append(sequence_id)
             except Exception as surprise:  # the tokenizer's; this job ends, its neighbours don't
                 log.exception("job_surprised_us", job=job.job_id)

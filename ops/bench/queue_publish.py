@@ -98,7 +98,7 @@ def _redis_half(redis: sync_redis.Redis, url: str, jobs: int, steps: int, togeth
             taking.clear()
             flushing.clear()
             cpu = redis_cpu_s(redis)
-        emissions: list[Emission] = [(id_, [TOKENS[step % len(TOKENS)]], None, None, 0) for id_ in ids]
+        emissions: list[Emission] = [(id_, [TOKENS[step % len(TOKENS)]], None, None, 0, None) for id_ in ids]
         taking.append(_cpu_us(partial(outbox.take, emissions)))
         if step % together == together - 1:
             flushing.append(_cpu_us(outbox.flush) / together)

@@ -75,7 +75,7 @@ class NoopEngine(EngineLink):
             self._left[sequence_id] -= 1
             self.made_at.setdefault(sequence_id, []).append(now)
             reason = None if self._left[sequence_id] else "length"
-            emissions.append((sequence_id, [token], reason, None, 0))
+            emissions.append((sequence_id, [token], reason, None, 0, None))
             if reason:
                 del self._left[sequence_id], self._began[sequence_id]
         if self._step_s is not None or not self._left:

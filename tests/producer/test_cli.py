@@ -86,6 +86,20 @@ def test_the_prompt_may_come_from_elsewhere(slipstream, echo_worker, tmp_path, h
     assert ran.stdout == "from é file \n"
 
 
+def test_what_is_drawn_may_be_shaped(slipstream, real_desk):
+    """Penalties, bias by token id as JSON, allowed ids, bad words and log-probabilities."""
+    flags = ["--repetition-penalty", "1.2", "--frequency-penalty", "0.5", "--presence-penalty", "-0.5", "--logprobs"]
+    flags += ["3", "--logit-bias", '{"17": -100, "5": 2.5}', "--bad-word", "no", "--bad-word", "never"]
+    slipstream("submit", "a", *flags, "--allowed-token-id", "5", "--allowed-token-id", "17")
+    claim = real_desk.take("a")
+    sampling = wire.decode_job(claim.payload, claim.delivery.job_id).sampling
+    assert (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) == (1.2, 0.5, -0.5)
+    assert (sampling.logit_bias, sampling.allowed_token_ids) == ({5: 2.5, 17: -100.0}, (5, 17))
+    assert (sampling.bad_words, sampling.logprobs) == (("no", "never"), 3)
+    wrong = slipstream("submit", "a", "--logit-bias", "17")
+    assert (wrong.exit_code, wrong.stderr.splitlines()[-1].partition(": expected")[0]) == (2, "slipstream: logit_bias")
+
+
 def test_messages_and_ids_may_be_given(slipstream, real_desk):
     """--messages and --prompt-token-ids are JSON, and reach the worker as they are."""
     slipstream("submit", "--messages", '[{"role": "user", "content": "hi"}]', "--max-tokens", "3", "--ignore-eos")

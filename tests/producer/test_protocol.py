@@ -8,7 +8,7 @@ import pytest
 
 from producer import InvalidJob, Job, JobCancelled, JobDead, JobExpired, JobFailed, Result, SamplingParams
 from producer.keys import Keys, new_job_id
-from producer.protocol import Failure, Tokens, running_hash
+from producer.protocol import Failure, TokenLogprob, Tokens, running_hash
 
 REFUSED = {
     "an empty prompt": ({"prompt": ""}, "prompt"),
@@ -47,6 +47,19 @@ REFUSED_SAMPLING = {
     "top_p": [0, -1, 1.1, math.nan],
     "top_k": [-1, 1.5],
     "min_p": [-0.1, 1.1, math.nan],
+    "repetition_penalty": [0, -1, 2.1, math.nan, "1"],
+    "frequency_penalty": [-2.1, 2.1, math.nan, True],
+    "presence_penalty": [-2.1, 2.1, math.inf],
+    "logit_bias": [[[1, 2.0]], 3, dict.fromkeys(range(301), 0.0)],
+    "logit_bias.7": [{7: 100.5}, {"7": -101}, {7: math.nan}, {7: "1"}],
+    "logit_bias.a.[key]": [{"a": 1.0}],
+    "logit_bias.-1.[key]": [{-1: 1.0}, {"-1": 1.0}],
+    "logit_bias.2147483648.[key]": [{2**31: 1.0}],
+    "allowed_token_ids": [[], 3, [1] * 4097],
+    "allowed_token_ids.0": [[-1], [1.5], [True]],
+    "bad_words": ["word", ["x"] * 65],
+    "bad_words.0": [[""], [3], ["x" * 257]],
+    "logprobs": [-1, 21, 1.5, True],
     "max_tokens": [0, -1, 1.5, "8"],
     "min_tokens": [-1],
     "seed": [-1, 2**63, 0.5],
@@ -99,6 +112,16 @@ def test_the_bounds_themselves_are_allowed():
     """Each range includes the ends it names."""
     SamplingParams(temperature=0, top_p=1, min_p=0, top_k=0, max_tokens=1, seed=2**63 - 1, min_tokens=1)
     SamplingParams(temperature=2, min_p=1.0, stop=["x" * 256] * 16, stop_token_ids=[0] * 64)
+    SamplingParams(repetition_penalty=2, frequency_penalty=-2, presence_penalty=2, logprobs=0)
+    SamplingParams(logit_bias={token: 100 - token % 201 for token in range(300)}, bad_words=["x" * 256] * 64)
+    SamplingParams(allowed_token_ids=range(4096), logprobs=20)
+
+
+def test_a_bias_is_by_ids_whatever_its_keys_were():
+    """JSON has text for keys; in any order it is the same job, so that sending it again is no conflict."""
+    bias = SamplingParams(logit_bias={"9": 1, 5: -2.5}).logit_bias
+    assert list(bias.items()) == [(5, -2.5), (9, 1.0)]
+    assert SamplingParams(logit_bias={"5": -2.5, "9": 1.0}).logit_bias == bias
 
 
 def test_a_job_keeps_what_it_was_given():
@@ -156,6 +179,14 @@ def test_an_event_can_be_cut_at_any_token():
     assert (event.since(10).text, event.since(11).text, event.since(12).text) == ("aé", "é", "é")
     assert [len(event.since(offset).token_ids) for offset in (10, 11, 12)] == [3, 2, 1]
     assert event.since(12).start == 12
+    told = event.model_copy(update={"logprobs": tuple(TokenLogprob(logprob=-at) for at in (1.0, 2.0, 3.0))})
+    assert [one.logprob for one in told.since(11).logprobs] == [-2.0, -3.0]
+
+
+def test_an_event_has_log_probabilities_of_all_its_tokens_or_of_none():
+    """One too few is no event."""
+    with pytest.raises(ValueError, match="2 ids, log-probabilities of 1"):
+        Tokens(offset=2, token_ids=[1, 2], pieces=["a", "b"], hash=0, logprobs=(TokenLogprob(logprob=-1.0),))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 
 import msgpack
@@ -99,6 +100,8 @@ def test_refusing_takes_no_time_and_little_memory():
     {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]},
     {"prompt_token_ids": list(range(70_000))},
     {"prompt": "a", "sampling": {"temperature": 1, "stop": ["\n", "x"], "stop_token_ids": [2], "seed": 5}},
+    {"prompt": "a", "sampling": {"logit_bias": {5: -100, 70_000: 2.5}, "allowed_token_ids": [5], "bad_words": ["no"],
+        "repetition_penalty": 1.1, "frequency_penalty": -1, "presence_penalty": 0.5, "logprobs": 0}},
     {"prompt": "a", "model": "llama", "lane": "high", "tenant": "me", "result_ttl": 12.5},
 ])  # fmt: skip
 def test_a_job_comes_through_unchanged(fields):
@@ -194,3 +197,67 @@ def test_the_shape_check_agrees_with_msgpack(value):
         wire.decode_job(payload, ID)
     assert ("nested deeper" in caught.value.reason) == (depth(value) + 1 > wire.MAX_DEPTH)
     assert caught.value.field == "x" or "nested deeper" in caught.value.reason
+
+
+singles = st.floats(max_value=0.0, width=32, allow_nan=False, allow_infinity=False)
+tops = st.lists(st.tuples(st.integers(0, 2**31 - 1), singles), max_size=20)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(singles, tops), min_size=1, max_size=8))
+def test_log_probabilities_come_through_to_the_bit(told):
+    """In events and in results, whatever their numbers of alternatives."""
+    plain = [(own, [id_ for id_, _ in top], [value for _, value in top]) for own, top in told]
+    ids = list(range(len(told)))
+    event = wire.decode_tokens(wire.encode_tokens(ids, [""] * len(ids), 7, plain), len(ids))
+    assert [(one.logprob, list(one.top)) for one in event.logprobs] == told
+    result = Result(job_id=ID, finish_reason="stop", text="", token_ids=tuple(ids), logprobs=event.logprobs)
+    assert wire.decode_result(wire.encode_result(result), ID) == result
+    assert wire.decode_result(wire.encode_result(result, plain), ID) == result
+
+
+def test_what_is_impossible_is_no_alternative():
+    """-inf only fills up the bytes."""
+    blob = wire.encode_tokens([1, 2], ["", ""], 7, [(-0.5, [1, 2], [-0.5, -math.inf]), (-2.0, [], [])])
+    assert [one.top for one in wire.decode_tokens(blob, 2).logprobs] == [((1, -0.5),), ()]
+
+
+def test_without_log_probabilities_an_event_has_no_bytes_for_them():
+    """Nor has a result."""
+    assert b"logprobs" not in wire.encode_tokens([1], ["a"], 7)
+    assert wire.decode_tokens(wire.encode_tokens([1], ["a"], 7), 1).logprobs is None
+    assert b"logprobs" not in wire.encode_result(Result(job_id=ID, finish_reason="stop", text="", token_ids=(1,)))
+
+
+def test_the_longest_result_with_all_alternatives_can_be_read():
+    """131,072 tokens with twenty alternatives each: within the bounds of bytes and values."""
+    count = 131_072
+    told = [(-1.0, list(range(20)), [-1.5] * 20)] * count
+    result = Result(job_id=ID, finish_reason="length", text="", token_ids=tuple(range(count)))
+    blob = wire.encode_result(result, told)
+    assert len(blob) < 25 << 20
+    fields = wire._unpack("result", blob, wire.MAX_RESULT_BYTES)  # as far as the bounds go: the rest takes seconds
+    assert len(fields["logprobs"]["top"]) == 4 * 20 * count
+
+
+WRONG_LOGPROBS = {
+    "no map": [1.0],
+    "a run that is missing": {"of": b"", "ids": b""},
+    "text for bytes": {"of": "abcd", "ids": b"", "top": b""},
+    "half a value": {"of": b"abc", "ids": b"", "top": b""},
+    "of another number of tokens": {"of": b"\0" * 8, "ids": b"", "top": b""},
+    "alternatives that can't be shared out": {"of": b"\0" * 4, "ids": b"\0" * 8, "top": b"\0" * 4},
+    "not a number": {"of": b"\0\0\xc0\x7f", "ids": b"", "top": b""},
+    "a token that was impossible": {"of": b"\0\0\x80\xff", "ids": b"", "top": b""},
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LOGPROBS)
+def test_wrong_log_probabilities_are_refused_with_the_reason(case):
+    """In an event of one token and in a result of one, in one sentence."""
+    event = {"v": 1, "ids": [1], "text": ["a"], "hash": 7, "logprobs": WRONG_LOGPROBS[case]}
+    with pytest.raises(Undecodable, match="this is no tokens event"):
+        wire.decode_tokens(msgpack.packb(event), 1)
+    result = {"v": 1, "finish_reason": "stop", "text": "a", "token_ids": [1], "logprobs": WRONG_LOGPROBS[case]}
+    with pytest.raises(Undecodable, match="this is no result"):
+        wire.decode_result(msgpack.packb(result), ID)

@@ -165,7 +165,7 @@ class RedisHalf:
     def emit(self, job: RunningJob, token_ids: list[int], reason: str | None = None) -> None:
         """As if the engine had made these tokens, one a step."""
         for at, token in enumerate(token_ids, start=1):
-            self.outbox.take([(job.sequence_id, [token], reason if at == len(token_ids) else None, None, 0)])
+            self.outbox.take([(job.sequence_id, [token], reason if at == len(token_ids) else None, None, 0, None)])
 
 
 @pytest.fixture

@@ -82,6 +82,21 @@ TOO_MUCH_FOR_SUBMIT: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "token_outside_vocabulary",
         ("stop_token_ids: 999999", "(0 to "),
     ),
+    "a bias of an id outside the vocabulary": (
+        {"prompt": "Hello", "logit_bias": {5: 1.0, 999_999: -1.0}},
+        "token_outside_vocabulary",
+        ("logit_bias: 999999", "(0 to "),
+    ),
+    "an allowed id outside the vocabulary": (
+        {"prompt": "Hello", "allowed_token_ids": [5, 999_999]},
+        "token_outside_vocabulary",
+        ("allowed_token_ids: 999999", "(0 to "),
+    ),
+    "nothing allowed that is not bad": (
+        {"prompt": "Hello", "allowed_token_ids": [2], "stop_token_ids": [2], "min_tokens": 1, "max_tokens": 9},
+        "unservable",
+        ("allowed_token_ids: ", "ruled out by bad_words, or by stop ids before min_tokens"),
+    ),
     "a role that the template does not have": (
         {"messages": [{"role": "narrator", "content": "It was night."}]},
         "template_refused",
@@ -153,6 +168,9 @@ EXTREME: dict[str, dict[str, Any]] = {
     "temperature as small as fp32 goes": {"temperature": 1e-45},
     "temperature without end": {"temperature": 1e300},
     "the largest min_tokens": {"min_tokens": 2**31 - 1, "max_tokens": None},
+    "the least repetition_penalty": {"repetition_penalty": 0.01},
+    "the greatest of penalties": {"repetition_penalty": 2.0, "frequency_penalty": 2.0, "presence_penalty": 2.0},
+    "a bias of every size": {"logit_bias": {str(token): (token % 201) - 100.0 for token in range(300)}},
     "the largest seed": {"seed": 2**63 - 1, "temperature": 1.0},
 }
 

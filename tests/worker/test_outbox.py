@@ -62,7 +62,7 @@ def test_a_stop_string_among_several_tokens_of_a_step_ends_the_job_there(half, p
     producer.submit(prompt="Count from 1 to 9", stop=["4"], max_tokens=100)
     (job,) = anna.take()
     several = text.encode_prompt("1 2 3 4 5 6")[1:]
-    assert anna.outbox.take([(job.sequence_id, several, None, None, 0)]) == [job.sequence_id]
+    assert anna.outbox.take([(job.sequence_id, several, None, None, 0, None)]) == [job.sequence_id]
     anna.outbox.flush()
     result = producer.result(job.job_id, timeout=10)
     assert (result.text, result.finish_reason) == ("1 2 3 ", "stop")
@@ -197,7 +197,7 @@ def test_a_stop_string_is_held_back_until_it_is_one_or_none(half, producer, toke
     anna.outbox.flush()
     assert published(anna.redis, job) == tokens[:3]
 
-    assert anna.outbox.take([(job.sequence_id, [tokens[4]], None, None, 0)]) == [job.sequence_id]
+    assert anna.outbox.take([(job.sequence_id, [tokens[4]], None, None, 0, None)]) == [job.sequence_id]
     anna.outbox.flush()
     result = producer.result(job.job_id, timeout=10)
     assert (result.text, result.finish_reason) == ("1 2 3", "stop")
@@ -219,7 +219,7 @@ def test_what_the_engine_gives_up_ends_as_failed_with_the_tokens_it_had(begun, p
     """A fault in the middle of a job: code and message for its reader, and what was made stays."""
     anna, job = begun
     anna.emit(job, tokens[:3])
-    anna.outbox.take([(job.sequence_id, [], "failed", "no finite logit", 0)])
+    anna.outbox.take([(job.sequence_id, [], "failed", "no finite logit", 0, None)])
     anna.outbox.flush()
     result = producer.result(job.job_id, timeout=10)
     assert (result.finish_reason, result.text) == ("failed", "1 2 3")
@@ -239,7 +239,54 @@ def test_what_the_engine_refuses_ends_as_failed_and_what_is_gone_is_passed_over(
 def test_a_result_says_how_much_of_its_prompt_was_in_the_cache(begun, producer, tokens):
     """As the engine reports it with the job's tokens."""
     anna, job = begun
-    anna.outbox.take([(job.sequence_id, tokens[:1], "length", None, 3)])
+    anna.outbox.take([(job.sequence_id, tokens[:1], "length", None, 3, None)])
     anna.outbox.flush()
     usage = producer.result(job.job_id, timeout=10).usage
     assert (usage.cached_tokens, usage.completion_tokens) == (3, 1)
+
+
+def told(token_ids):
+    """A log-probability for each token, told by which it is."""
+    return [(-token / 8, [token, token + 1], [-token / 8, -token / 4]) for token in token_ids]
+
+
+def logprobs_of(events_or_result):
+    return [(one.logprob, [id_ for id_, _ in one.top], [value for _, value in one.top]) for one in events_or_result]
+
+
+def test_log_probabilities_go_out_with_their_tokens_also_those_that_were_held_back(half, producer, tokens):
+    """A stop string holds tokens back, a second owner takes over between them: each token keeps its own."""
+    anna, bert = half("anna"), half("bert")
+    job_id = producer.submit(prompt="Count from 1 to 9", max_tokens=100, stop=[" 4 5 X"], logprobs=2)
+    (job,) = anna.take()
+    anna.outbox.take([(job.sequence_id, tokens[:4], None, None, 0, told(tokens[:4]))])
+    anna.outbox.flush()
+    assert published(anna.redis, job) == tokens[:3]
+
+    (job,) = bert.take_over()
+    assert job.token_ids == tokens[:3]
+    bert.outbox.take([(job.sequence_id, tokens[3:8], None, None, 0, told(tokens[3:8]))])
+    bert.outbox.flush()
+    bert.outbox.take([(job.sequence_id, tokens[8:], "stop", None, 0, told(tokens[8:]))])
+    bert.outbox.flush()
+
+    result = producer.result(job_id, timeout=10)
+    assert result.token_ids == tuple(tokens)
+    assert logprobs_of(result.logprobs) == told(tokens)
+    events = [event for event in producer.stream(job_id) if event.kind == "tokens"]
+    assert [one for event in events for one in logprobs_of(event.logprobs)] == told(tokens)
+    late = [event for event in producer.stream(job_id, from_offset=5) if event.kind == "tokens"]
+    assert [one for event in late for one in logprobs_of(event.logprobs)] == told(tokens[5:])
+
+
+def test_a_job_taken_out_of_the_engine_keeps_the_log_probabilities_it_has_published(half, producer, text, tokens):
+    """What its text held back is drawn again, and told once."""
+    anna = half("anna")
+    job_id = producer.submit(prompt="Count from 1 to 9", max_tokens=100, stop=[" 4 5 X"], logprobs=2)
+    (job,) = anna.take()
+    anna.outbox.take([(job.sequence_id, tokens[:4], None, None, 0, told(tokens[:4]))])
+    anna.outbox.flush()
+    job.begin_again(text)
+    anna.outbox.take([(job.sequence_id, tokens[3:], "length", None, 0, told(tokens[3:]))])
+    anna.outbox.flush()
+    assert logprobs_of(producer.result(job_id, timeout=10).logprobs) == told(tokens)

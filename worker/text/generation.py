@@ -20,6 +20,7 @@ class GenerationDefaults:
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_tokens: int | None = None
 
 
@@ -48,11 +49,13 @@ def generation_defaults(generation: Config) -> GenerationDefaults:
     top_k, max_tokens = _number(generation, "top_k", 0, math.inf), _number(generation, "max_new_tokens", 1, math.inf)
     temperature = _number(generation, "temperature", 0, sys.float_info.max)
     top_p, min_p = _number(generation, "top_p", math.ulp(0), 1), _number(generation, "min_p", 0, 1)
+    repetition = _number(generation, "repetition_penalty", 0.01, 2)
     return GenerationDefaults(
         temperature=0.0 if greedy else 1.0 if temperature is None else temperature,
         top_k=0 if top_k is None else int(top_k),
         top_p=1.0 if top_p is None else top_p,
         min_p=0.0 if min_p is None else min_p,
+        repetition_penalty=1.0 if repetition is None else repetition,
         max_tokens=None if max_tokens is None else int(max_tokens),
     )
 

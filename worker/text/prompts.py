@@ -115,6 +115,18 @@ class TextModel:
             raise BadPrompt("a stop string is empty; expected at least one character", code="bad_stop", field="stop")
         return TextStream(self._bytes, prompt_ids, stop_strings(tuple(stop)) if stop else None, min_tokens)
 
+    def token_runs(self, words: Sequence[str]) -> list[list[int]]:
+        """For each of `words` the ids it is written with, alone and behind a space: each run once.
+
+        Raises BadPrompt (field "bad_words") for one that makes no tokens, or none that the model knows.
+        """
+        runs: dict[tuple[int, ...], None] = {}
+        for word in words:
+            for text in dict.fromkeys((word, f" {word.lstrip()}")):
+                ids = self._encode(text, "bad_words", add_special_tokens=False)
+                runs[tuple(self._known(ids, "bad_words"))] = None
+        return [list(run) for run in runs]
+
     def _encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids

@@ -28,9 +28,10 @@ def test_a_model_may_have_no_ending_ids():
 def test_a_model_directory_gives_its_ending_ids_and_defaults(make_model):
     """They are read from the files beside the tokenizer; without generation_config.json nothing is changed."""
     generation = {"eos_token_id": [2, 4], "do_sample": True, "temperature": 0.6, "top_k": 20, "max_new_tokens": 512}
+    generation["repetition_penalty"] = 1.05
     model = TextModel.from_pretrained(str(make_model(name="with", generation=generation)))
     assert model.eos_ids == {2, 4}
-    assert model.defaults == GenerationDefaults(temperature=0.6, top_k=20, max_tokens=512)
+    assert model.defaults == GenerationDefaults(temperature=0.6, top_k=20, max_tokens=512, repetition_penalty=1.05)
     bare = TextModel.from_pretrained(str(make_model(name="without")))
     assert bare.eos_ids == {2}, "the tokenizer's"
     assert bare.defaults == GenerationDefaults(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=None)
@@ -46,7 +47,14 @@ def test_a_model_that_does_not_sample_is_greedy():
 
 @pytest.mark.parametrize(
     "generation",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_k": "many"}, {"max_new_tokens": 0}],
+    [
+        {"temperature": -1},
+        {"repetition_penalty": 0},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_k": "many"},
+        {"max_new_tokens": 0},
+    ],
 )
 def test_a_default_out_of_range_is_refused_by_name(generation):
     """The worker says at its start what every job would trip over."""
