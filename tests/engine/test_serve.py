@@ -58,7 +58,7 @@ class Served:
         while not all(id_ in got and got[id_][1] for id_ in ids):
             kind, emissions, _ = self.receive()
             assert kind == "step"
-            for id_, token_ids, reason, error, _ in emissions:
+            for id_, token_ids, reason, error, *_ in emissions:
                 assert id_ not in got or got[id_][1] is None, "a token after the end"
                 got[id_] = (got.get(id_, ([],))[0] + token_ids, reason, error)
         return got
@@ -137,6 +137,18 @@ def test_a_resumed_sequence_sends_only_what_is_new(served: Served):
     whole = served.steps_until(0)[0][0]
     served.add(1, PROMPTS[0], SequenceParams(8), output=whole[:3])
     assert served.steps_until(1)[1] == (whole[3:], "length", None)
+
+
+def test_who_asks_for_log_probabilities_gets_them_as_plain_values(served: Served, engine_of: EngineOf):
+    """With its tokens, beside one that asks for none and gets None."""
+    params = [SequenceParams(1, logprobs=3), SequenceParams(1)]
+    for id_, own in enumerate(params):
+        served.add(id_, PROMPTS[id_], own)
+    told: dict[int, object] = {}
+    while len(told) < 2:
+        told |= {id_: logprobs for id_, *_, logprobs in served.receive()[1]}
+    expected = engine_of(**SETTINGS).generate(PROMPTS[:2], params)
+    assert [told[0], told[1]] == [expected[0].logprobs, None]
 
 
 def test_a_cancelled_sequence_sends_nothing_more(served: Served):
