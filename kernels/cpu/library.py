@@ -19,9 +19,9 @@ from pathlib import Path
 from kernels.errors import KernelsUnavailable
 
 HEADERS = ("vectors.h", "operations.h", "threads.h")
-SOURCES = (
-    "attention.c", "batch.c", "forward.c", "layers.c", "logits.c", "product.c", "sample.c", "sample_floats.c", "threads.c",
-)  # fmt: skip
+SOURCES = tuple(
+    f"{name}.c" for name in "attention batch forward layers logits product sample sample_floats threads".split()
+)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-pthread", "-fPIC", "-shared")
 ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}
 
