@@ -55,9 +55,8 @@ class CpuOps:
         self._adjust_logits.argtypes = [pointer] * 8 + [integer] * 2
         self._token_logprobs = library.token_logprobs
         self._token_logprobs.argtypes = [pointer] * 3 + [integer] * 3
-        voids = (self._rms_norm, self._silu_mul, self._norm_rope_write, self._draw, self._draw_floats)
-        voids += (self._adjust_logits, self._token_logprobs)
-        for function in voids:
+        self._adjust_logits.restype = self._token_logprobs.restype = None
+        for function in (self._rms_norm, self._silu_mul, self._norm_rope_write, self._draw, self._draw_floats):
             function.restype = None
 
     def _expect(self, *tensors: Tensor) -> None:

@@ -54,7 +54,7 @@ def test_a_sequence_goes_in_and_its_tokens_come_out(engines):
     while reason is None:
         kind, emissions, _ = engine.receive()
         assert kind == "step"
-        ((sequence_id, token_ids, reason, error, _),) = emissions
+        ((sequence_id, token_ids, reason, error, *_),) = emissions
         assert (sequence_id, error) == (7, None)
         emitted += token_ids
     assert (len(emitted), reason) == (4, "length")
