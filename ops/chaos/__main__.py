@@ -23,7 +23,7 @@ from ops.chaos.run import Options, run
 from ops.redis_server import RedisUnavailable
 
 ROOT = Path(__file__).parents[2]
-SHORT = {"jobs": 150, "outage_s": 4.0, "mischief": 18, "lease_s": 2.0}
+SHORT = {"jobs": 150, "outage_s": 4.0, "mischief": 14, "lease_s": 2.0}
 LONG = {"jobs": 2000, "outage_s": 60.0, "mischief": 200, "lease_s": 3.0}
 RESULTS = Path(__file__).parent / "results"
 

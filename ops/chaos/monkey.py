@@ -28,6 +28,7 @@ from producer.keys import GROUP, Keys
 
 _FSYNC_S = 1.0
 _HEALTHY_WITHIN_S = 90.0  # three workers that start at once on two busy cores
+_OFFERS = 6  # to a worker whose engine is to hang over a job; others may be quicker to take it
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Monkey:
         kind = self._first.pop(0)
         done = self._do(kind)
         if not done:
-            self._first.append(kind)  # not possible just now
+            self._first.insert(1, kind)  # not possible just now; soon, while there are jobs to meet it
         return done
 
     def pause(self) -> None:
@@ -288,12 +289,18 @@ class Monkey:
     def _hang_engine(self) -> str | None:
         """A step that never ends, while the worker's own process lives."""
         victim = self._victim(busiest=1.0)
-        if victim is None or victim.engine is None or not self._jobs().get(victim.consumer or ""):
+        if victim is None or victim.engine is None:
             return None
-        victim.doomed = True
-        victim.fate.add(ENGINE_LOST)
-        victim.engine.suspend()
-        return victim.log.name
+        victim.engine.suspend()  # first: on a fast machine the jobs it has would be done before it hangs
+        for _ in range(_OFFERS):
+            if self._jobs().get(victim.consumer or ""):
+                victim.doomed = True
+                victim.fate.add(ENGINE_LOST)
+                return victim.log.name
+            self.world.feed(1)
+            self.wait(0.2)
+        victim.engine.resume()
+        return None
 
     # Redis
 
