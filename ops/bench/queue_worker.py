@@ -48,7 +48,7 @@ class NoopEngine(EngineLink):
             threading.Thread(target=self._tick, args=(step_s,), daemon=True).start()
 
     def wait_ready(self) -> dict[str, Any]:
-        return {"max_rows": self._rows, "max_len": MAX_LEN}
+        return {"max_rows": self._rows, "max_len": MAX_LEN, "slower_because": None}
 
     def add(
         self, sequence_id: int, prompt: Sequence[int], output: Sequence[int], params: Mapping[str, Any], priority: int
