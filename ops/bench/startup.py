@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bare: list[dict[str, float]] = []
     whole: list[dict[str, float]] = []
     try:
-        for turn in range(given.runs + 1):
+        for turn in range(1 if given.quick else 0, given.runs + 1):  # turn 0 warms up, where something is measured
             for what, found in (("", bare), (str(model), whole)):
                 run = _run(what, given)
                 if turn:

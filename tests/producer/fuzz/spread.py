@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing.queues import SimpleQueue
@@ -45,7 +45,7 @@ def first_failure(seeds: range) -> str | None:
     return None
 
 
-def first_notice(seeds: range, guard: str) -> str | None:
+def first_notice(seeds: Iterable[int], guard: str) -> str | None:
     """Why the first of these seeds fails without a guard, with which it goes well; None if none fails."""
     breaking = BREAKING[guard]()
     for seed in seeds:
