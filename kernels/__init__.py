@@ -4,10 +4,12 @@ table.py            Backend, Ops, ops_for: which implementation runs, chosen onc
 errors.py           what it raises
 cpu/                C kernels for CPUs, compiled once a machine
 gpu/                Triton kernels for GPUs, imported only where they run
-linear.py           Linear: owns its weight; packing (later quantisation, adapters, sharding) lives there alone
+linear.py           Linear: owns its weight; packing (later adapters, sharding) lives there alone
+narrow_linear.py    and of fewer bits: which operation multiplies it
 write_spans.py      staged changes of the rows' state, all in one operation
 prepare_batch.py    rows to the flat batch: ids, positions, slots, lengths
-quantised_linear.py products with weights of 8 or 4 bits
+quantised_linear.py products with weights of 8 or 4 bits; GPTQ's and AWQ's layouts
+fp8_linear.py       products of FP8 with FP8, a scale a row and an output
 rms_norm.py         RMSNorm, with the residual add
 norm_rope_write.py  q/k norm (optional), rotary embedding, K/V write into the pages
 paged_attention.py  attention of decode rows and of prefill chunks over pages

@@ -1,4 +1,6 @@
-"""Linear: y = x W^T + b. Owns its weight; packing lives here, and quantisation, adapters and sharding will.
+"""Linear: y = x W^T + b. Owns its weight; packing and quantisation live here, and adapters and sharding will.
+
+A weight of fewer bits (kernels/narrow_linear.py) is multiplied as it is, by the operation that the table has for it.
 
 On a CPU the weight is packed once at load: for C's own product where there is one (kernels/cpu/product.py), else into
 oneDNN's layout, which at one row of bf16 reads the memory 2.4 times as fast as the plain product, at 64 rows 1.2 times.
@@ -13,11 +15,14 @@ number of rows to a short ladder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.product import PackedWeight, has_product
+from kernels.narrow_linear import NarrowProducts, Weight, narrow_product
 
 _PACK_ROWS = 64  # the width that packing is tuned for; any width works
 _FIXED_ROWS = 64  # of a block on a GPU in deterministic mode; not tuned
@@ -27,24 +32,37 @@ class Linear:
     """A linear layer for inference.
 
     weight [N, K], bias [N] or None, both model dtype. The weight is taken over: after packing the plain tensor is
-    released, and nothing but this object knows its layout.
+    released, and nothing but this object knows its layout. A weight of fewer bits takes the `products` of a table.
 
-    weights: how the weight is stored, auto (in its own dtype) or int8 (codes with a scale for each output, made here;
-    the caller has asked int8_refused).
+    weights: how a plain weight is stored, auto (in its own dtype) or int8 (codes with a scale for each output, made
+    here; the caller has asked int8_refused).
 
     Raises ValueError if `deterministic` and this dtype has no product whose rows are independent of each other here.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, *, deterministic: bool = False, weights: str = "auto"
+        self,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        deterministic: bool = False,
+        weights: str = "auto",
+        products: NarrowProducts | None = None,
     ) -> None:
-        assert weights == "auto" or int8_refused(weight.device, weight.dtype) is None, "weights can't be int8 here"
-        self.out_features, self.in_features = weight.shape
         self.bias = bias
         self._deterministic = deterministic
-        self._plain: Tensor | None = weight
+        self._plain: Tensor | None = None
         self._packed: Tensor | None = None
         self.in_c: PackedWeight | None = None
+        self._narrow: Callable[[Tensor, Tensor | None], Tensor] | None = None
+        if not isinstance(weight, Tensor):
+            assert products is not None, "a weight of fewer bits takes a table's products"
+            self.out_features, self.in_features = weight.out_features, weight.in_features
+            self._narrow = narrow_product(weight, products, fixed=deterministic)
+            return
+        assert weights == "auto" or int8_refused(weight.device, weight.dtype) is None, "weights can't be int8 here"
+        self.out_features, self.in_features = weight.shape
+        self._plain = weight
         if has_product(weight):
             self.in_c = PackedWeight(weight)
             self._plain = None
@@ -66,6 +84,8 @@ class Linear:
         return out.copy_(self._product(x))
 
     def _product(self, x: Tensor) -> Tensor:
+        if self._narrow is not None:
+            return self._narrow(x, self.bias)
         if self.in_c is not None:
             return self.in_c(x, self.bias)
         if self._packed is None:

@@ -1,13 +1,15 @@
 """Products with weights of 8 or 4 bits (weight only: activations stay in the model's dtype).
 
-    y[t, n] = sum_k x[t, k] * w[k, n] + bias[n],   w[k, n] = (code[k, n] - zero[k // group, n]) * scale[k // group, n]
+    y[t, n] = sum_k x[t, order[k]] * w[k, n] + bias[n]
+    w[k, n] = (code[k, n] - zero[k // group, n]) * scale[k // group, n]
 
 One layout here, to which GPTQ (Frantar et al., arXiv 2210.17323) and AWQ (Lin et al., arXiv 2306.00978) checkpoints are
-repacked at load. Not yet joined to Linear: no checkpoint here is read in these formats so far.
+repacked at load, and to which weights of the model's dtype can be rounded. Knows nothing of files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,19 +24,26 @@ class QuantisedWeight:
     """K inputs, N outputs.
 
     codes   [K, N] int8, or of 4 bits [K / 8, N] int32: nibble i of word j is row 8 * j + i, 0 to 15
-    scales  [K / group, N] model dtype
-    zeros   [K / group, N] model dtype, whole numbers, or None: 0
+    scales  [K / group, N] bf16, fp16 or fp32
+    zeros   [K / group, N] of the same dtype, whole numbers, or None: 0
+    order   [K] int64: the column of x that row k is for, or None: k (GPTQ's act-order sorts inputs by their weight)
     """
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
     bits: int
+    order: Tensor | None = None
 
     @property
     def in_features(self) -> int:
         """K."""
         return self.codes.shape[0] * (8 if self.bits == 4 else 1)
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.codes.shape[1]
 
     @property
     def group(self) -> int:
@@ -63,61 +72,145 @@ class QuantisedWeight:
         return cls(_packed(codes.reshape(K, N).int()), scales.contiguous(), zeros.to(weight.dtype).contiguous(), 4)
 
     @classmethod
-    def from_gptq(cls, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> QuantisedWeight:
-        """qweight [K / 8, N] int32, qzeros [K / group, N / 8] int32 (a zero is stored as one less), scales."""
-        zeros = _nibbles(qzeros).flatten(1) + 1
-        return cls(qweight.contiguous(), scales.contiguous(), zeros.to(scales.dtype), 4)
+    def from_gptq(
+        cls,
+        qweight: Tensor,
+        qzeros: Tensor,
+        scales: Tensor,
+        g_idx: Tensor | None = None,
+        *,
+        bits: int = 4,
+        less: int = 1,
+    ) -> QuantisedWeight:
+        """qweight [K * bits / 32, N] int32, qzeros [K / group, N * bits / 32] int32, scales [K / group, N].
+
+        g_idx: the group of each input [K] int32; in their order unless given. less: how much less than a zero is stored
+        for it (1, or 0 in format gptq_v2). Raises ValueError if a group has more or fewer inputs than others.
+        """
+        groups = scales.shape[0]
+        K = qweight.shape[0] * 32 // bits
+        zeros = _fields(qzeros, bits).flatten(1) + less
+        order = None if g_idx is None else _order(g_idx, K, groups)
+        if bits == 4 and order is None:  # the layout is this one
+            return cls(qweight.contiguous(), scales.contiguous(), zeros.to(scales.dtype), 4)
+        codes = _fields(qweight, bits).permute(0, 2, 1).reshape(K, -1)
+        if order is not None:
+            codes = codes[order]
+        if bits == 4:
+            return cls(_packed(codes), scales.contiguous(), zeros.to(scales.dtype), 4, order)
+        zeros = zeros - 128  # bytes of 0 to 255 become int8: both sides of the difference move
+        return cls(
+            (codes - 128).to(torch.int8),
+            scales.contiguous(),
+            zeros.to(scales.dtype) if zeros.any() else None,
+            8,
+            order,
+        )
 
     @classmethod
     def from_awq(cls, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> QuantisedWeight:
         """qweight [K, N / 8] int32, qzeros [K / group, N / 8] int32, both with columns in AWQ's order, scales."""
         places = list(_AWQ_PLACES)
-        codes, zeros = _nibbles(qweight)[..., places].flatten(1), _nibbles(qzeros)[..., places].flatten(1)
+        codes, zeros = _fields(qweight, 4)[..., places].flatten(1), _fields(qzeros, 4)[..., places].flatten(1)
         return cls(_packed(codes), scales.contiguous(), zeros.to(scales.dtype), 4)
 
-    def whole(self) -> Tensor:
-        """w [K, N] model dtype, rounded once."""
+    @classmethod
+    def beside(cls, parts: Sequence[QuantisedWeight]) -> QuantisedWeight:
+        """The outputs of all parts side by side. Raises ValueError if they differ in bits, groups or order."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        for part in parts:
+            if (part.bits, part.in_features, part.group) != (first.bits, first.in_features, first.group):
+                raise ValueError("they differ in bits, inputs or groups")
+            if not _same(part.order, first.order):
+                raise ValueError("they have their inputs in different orders (act-order)")
+        zeros = None
+        if any(part.zeros is not None for part in parts):
+            zeros = torch.cat([torch.zeros_like(p.scales) if p.zeros is None else p.zeros for p in parts], 1)
+        codes, scales = torch.cat([p.codes for p in parts], 1), torch.cat([p.scales for p in parts], 1)
+        return cls(codes, scales, zeros, first.bits, first.order)
+
+    def whole(self, dtype: torch.dtype | None = None) -> Tensor:
+        """w [K, N] in x's order of inputs, rounded once to dtype (the scales' unless given)."""
         if self.bits == 8:
             codes = self.codes.float()
         else:
-            codes = _nibbles(self.codes).permute(0, 2, 1).reshape(self.in_features, -1).float()
+            codes = _fields(self.codes, 4).permute(0, 2, 1).reshape(self.in_features, -1).float()
         parts = codes.view(self.scales.shape[0], self.group, -1)
         if self.zeros is not None:
             parts = parts - self.zeros.float().unsqueeze(1)
-        return (parts * self.scales.float().unsqueeze(1)).view(codes.shape).to(self.scales.dtype)
+        weight = (parts * self.scales.float().unsqueeze(1)).view(codes.shape).to(dtype or self.scales.dtype)
+        if self.order is None:
+            return weight
+        return torch.empty_like(weight).index_copy_(0, self.order, weight)
 
 
 class QuantisedLinear(Protocol):
-    """quantised_linear(x, weight, bias=None, out=None) -> out.
+    """quantised_linear(x, weight, bias=None, out=None, fixed=False) -> out.
 
     x [T, K] model dtype; bias [N] model dtype or None; out [T, N] model dtype, a new tensor if none is given.
     w is rounded to the model dtype before the product, sums are fp32 and rounded once.
+    fixed: a row's bits do not depend on how many rows there are.
     """
 
     def __call__(
-        self, x: Tensor, weight: QuantisedWeight, bias: Tensor | None = None, /, *, out: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: QuantisedWeight,
+        bias: Tensor | None = None,
+        /,
+        *,
+        out: Tensor | None = None,
+        fixed: bool = False,
     ) -> Tensor: ...
 
 
 def quantised_linear_torch(
-    x: Tensor, weight: QuantisedWeight, bias: Tensor | None = None, /, *, out: Tensor | None = None
+    x: Tensor,
+    weight: QuantisedWeight,
+    bias: Tensor | None = None,
+    /,
+    *,
+    out: Tensor | None = None,
+    fixed: bool = False,
 ) -> Tensor:
-    """Reference: see QuantisedLinear. Makes the whole weight anew each time."""
-    wide = x.float() @ weight.whole().float()
+    """Reference: see QuantisedLinear. Makes the whole weight anew each time; fixed: and goes row by row."""
+    whole = weight.whole(x.dtype).float()
+    wide = torch.cat([row @ whole for row in torch.split(x.float(), 1)]) if fixed and len(x) else x.float() @ whole
     if bias is not None:
         wide += bias.float()
     return wide.to(x.dtype) if out is None else out.copy_(wide)
 
 
-def _nibbles(words: Tensor) -> Tensor:
-    """[..., 8] int32, 0 to 15, of int32 words: the lowest four bits first."""
-    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
-    return (words.unsqueeze(-1) >> shifts) & 15
+def _fields(words: Tensor, bits: int) -> Tensor:
+    """[..., 32 / bits] int32, from 0 on, of int32 words: the lowest bits first."""
+    shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
+    return (words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
 
 
 def _packed(codes: Tensor) -> Tensor:
-    """codes [K, N] of 0 to 15 -> [K / 8, N] int32."""
+    """codes [K, N] int32 of 0 to 15 -> [K / 8, N] int32."""
     K, N = codes.shape
-    shifts = torch.arange(0, 32, 4, device=codes.device).view(1, 8, 1)
-    words = (codes.view(K // 8, 8, N).long() << shifts).sum(1)  # [K / 8, N], up to 2^32 - 1
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+    rows = codes.view(K // 8, 8, N)
+    words = rows[:, 0].clone()
+    for nibble in range(1, 8):
+        words |= rows[:, nibble] << (4 * nibble)
+    return words.contiguous()
+
+
+def _order(g_idx: Tensor, K: int, groups: int) -> Tensor | None:
+    """Inputs by their group, None if that is how they stand."""
+    in_order = torch.arange(K, device=g_idx.device) // (K // groups)
+    if torch.equal(g_idx.long(), in_order):
+        return None
+    order = torch.argsort(g_idx, stable=True)
+    if not torch.equal(g_idx[order].long(), in_order):
+        raise ValueError(f"g_idx does not give {K // groups} inputs to each of {groups} groups")
+    return order
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)

@@ -16,6 +16,7 @@ from kernels.adjust_logits import AdjustLogits, adjust_logits_torch
 from kernels.cpu.forward import whole_pass_in_c
 from kernels.cpu.ops import CpuOps, fits
 from kernels.errors import KernelsUnavailable
+from kernels.fp8_linear import Fp8Linear, fp8_linear_torch
 from kernels.gather_rows import GatherRows, gather_rows_torch
 from kernels.gelu_mul import GeluMul, gelu_mul_torch
 from kernels.norm_rope_write import NormRopeWrite, norm_rope_write_torch
@@ -57,6 +58,7 @@ class Ops:
     decode_attention: Attention
     prefill_attention: Attention
     quantised_linear: QuantisedLinear
+    fp8_linear: Fp8Linear
     silu_mul: SiluMul
     gelu_mul: GeluMul
     gather_rows: GatherRows
@@ -76,6 +78,7 @@ _TORCH = Ops(
     decode_attention=decode_attention_torch,
     prefill_attention=prefill_attention_torch,
     quantised_linear=quantised_linear_torch,
+    fp8_linear=fp8_linear_torch,
     silu_mul=silu_mul_torch,
     gelu_mul=gelu_mul_torch,
     gather_rows=gather_rows_torch,

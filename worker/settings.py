@@ -93,7 +93,9 @@ class Settings(BaseSettings):
     max_drafts: int = Field(16, ge=0, description="most tokens guessed from a job's own text and checked at once")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
     kv_dtype: Literal["auto", "int8", "fp8"] = Field("auto", description="of K/V in the pages; smaller ones on a GPU")
-    weights: Literal["auto", "int8"] = Field("auto", description="how the layers' are stored; int8: half the bytes")
+    weights: Literal["auto", "int8", "int4", "fp8"] = Field(
+        "auto", description="how the layers' are stored; auto: as the checkpoint has them; int4 and fp8 on a GPU"
+    )
     backend: Literal["auto", "c", "torch", "triton"] = Field(
         "auto", description="of the operations; auto: the fastest here"
     )

@@ -83,6 +83,15 @@ LAUNCH_PROGRAMS: dict[Architecture, int] = {
 }
 """Two programs for each multiprocessor of the largest card: how many decode attention aims at when it splits keys."""
 
+WEIGHT_ROWS: dict[Architecture, dict[int, int]] = {
+    Architecture.SM_80: {4: 64, 8: 128},
+    Architecture.SM_90: {4: 128, 8: 192},
+    Architecture.SM_100: {4: 128, 8: 128},
+    Architecture.GFX942: {4: 128, 8: 192},
+}
+"""Most rows that are multiplied with a weight's codes, by their bits; for more it is first written out in the model's
+dtype. Counted from bytes and operations (ops/bench/crossover.py, which a test holds this against), not measured."""
+
 
 def architecture(device: torch.device) -> Architecture:
     """The row of `device`; for the CPU (Triton's interpreter) sm_80's."""

@@ -15,6 +15,7 @@ except ImportError as error:
 
 from kernels.gpu.adjust_logits import adjust_logits
 from kernels.gpu.decode_attention import attention_workspace, decode_attention
+from kernels.gpu.fp8_linear import fp8_linear
 from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.prefill_attention import prefill_attention
@@ -50,6 +51,7 @@ def gpu_ops() -> dict[str, Any]:
         "adjust_logits": adjust_logits,
         "token_logprobs": token_logprobs,
         "quantised_linear": quantised_linear,
+        "fp8_linear": fp8_linear,
         "silu_mul": silu_mul,
         "gelu_mul": gelu_mul,
         "gather_rows": gather_rows,

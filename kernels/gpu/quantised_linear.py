@@ -1,8 +1,13 @@
-"""Products with weights of 8 or 4 bits, for few rows: see kernels/quantised_linear.py.
+"""Products with weights of 8 or 4 bits: see kernels/quantised_linear.py.
 
-With few rows the weight's bytes are the cost, so K is split over programs until the card is full, and the parts are
-added in order by a second kernel: no atomics, the same bits each time. How K is split depends on the weight's shape
-alone, and up to ROWS rows take one tile size, so a row has the same bits among any number of others up to that.
+With few rows the weight's bytes are the cost, so codes become numbers in the product's own tiles, K is split over
+programs until the card is full, and the parts are added in order by a second kernel: no atomics, the same bits each
+time. How K is split depends on the weight's shape alone; with `fixed` all rows go in tiles of one size, so that a row
+has the same bits among any number of others.
+
+With many rows the product is the cost, and each tile of rows would make the numbers again: past a number of rows that
+the table by architecture has (WEIGHT_ROWS) the weight is written out once, in the model's dtype, and multiplied by the
+library. Nothing waits for the device either way.
 """
 
 from __future__ import annotations
@@ -12,35 +17,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.architectures import EXTRA, LAUNCH_PROGRAMS, Architecture, architecture
+from kernels.gpu.architectures import EXTRA, LAUNCH_PROGRAMS, WEIGHT_ROWS, Architecture, architecture
 from kernels.quantised_linear import QuantisedWeight
 
 BLOCK_N = 64
-ROWS = 64
-"""Most rows of the small tile; more take a larger one, and at some hundred a product in the model's dtype is faster."""
+SMALL, LARGE = 16, 64
+"""Rows of a tile: of matrix instructions at least, and for more. Each tile makes its numbers from codes by itself."""
 
 
 def quantised_linear(
-    x: Tensor, weight: QuantisedWeight, bias: Tensor | None = None, /, *, out: Tensor | None = None
+    x: Tensor,
+    weight: QuantisedWeight,
+    bias: Tensor | None = None,
+    /,
+    *,
+    out: Tensor | None = None,
+    fixed: bool = False,
 ) -> Tensor:
-    """See QuantisedLinear. Groups are multiples of 32 inputs."""
-    return launch(x, weight, bias, out, architecture(x.device))
+    """See QuantisedLinear. Groups are multiples of 32 inputs, or all of them."""
+    return launch(x, weight, bias, out, architecture(x.device), fixed=fixed)
 
 
-def launch(x: Tensor, weight: QuantisedWeight, bias: Tensor | None, out: Tensor | None, kind: Architecture) -> Tensor:
+def launch(
+    x: Tensor,
+    weight: QuantisedWeight,
+    bias: Tensor | None,
+    out: Tensor | None,
+    kind: Architecture,
+    *,
+    fixed: bool = False,
+) -> Tensor:
     """`quantised_linear` with the launch parameters of `kind`."""
-    (T, K), N = x.shape, weight.scales.shape[1]
+    (T, K), N = x.shape, weight.out_features
     if out is None:
         out = torch.empty(T, N, dtype=x.dtype, device=x.device)
     for tensor in (x, weight.codes, weight.scales, weight.zeros):
         assert tensor is None or tensor.is_contiguous()
     assert out.is_contiguous()
     assert weight.in_features == K, f"x has {K} inputs, the weight {weight.in_features}"
-    assert weight.group % 32 == 0, f"groups of {weight.group} inputs; the kernel takes multiples of 32"
+    assert fits(weight.group, K), f"groups of {weight.group} inputs; the kernel takes multiples of 32"
     if not T:
         return out
+    if weight.order is not None:
+        x = x.index_select(1, weight.order)
+    if WEIGHT_ROWS[kind][weight.bits] < T and not fixed:
+        whole = whole_weight(weight, x.dtype)
+        return torch.mm(x, whole, out=out) if bias is None else torch.addmm(bias, x, whole, out=out)
+    _launch_tiles(x, weight, bias, out, kind, rows=SMALL if T <= SMALL and not fixed else LARGE)
+    return out
+
+
+def fits(group: int, inputs: int) -> bool:
+    """Whether the kernels take groups of this size: no tile has two scales of a column."""
+    return group % 32 == 0 or group == inputs
+
+
+def _launch_tiles(
+    x: Tensor, weight: QuantisedWeight, bias: Tensor | None, out: Tensor, kind: Architecture, rows: int
+) -> None:
+    (T, K), N = x.shape, weight.out_features
     block_k = 64 if weight.group % 64 == 0 else 32
-    rows = 16 if T <= ROWS else 64
     columns = triton.cdiv(N, BLOCK_N)
     steps = triton.cdiv(K, block_k)
     splits = max(1, min(LAUNCH_PROGRAMS[kind] // columns, steps // 8, 16))
@@ -56,7 +92,17 @@ def launch(x: Tensor, weight: QuantisedWeight, bias: Tensor | None, out: Tensor 
     _add_parts[(T, triton.cdiv(N, 1024))](
         parts, bias, out, T, N, splits, BIAS=bias is not None, BLOCK=1024, num_warps=4, enable_fp_fusion=False
     )
-    return out
+
+
+def whole_weight(weight: QuantisedWeight, dtype: torch.dtype) -> Tensor:
+    """The weight [K, N] in `dtype`, its inputs as they are stored."""
+    K, N = weight.in_features, weight.out_features
+    whole = torch.empty(K, N, dtype=dtype, device=weight.codes.device)
+    _whole[(triton.cdiv(N, 128), triton.cdiv(K, 32))](
+        weight.codes, weight.scales, weight.zeros, whole, N, K, GROUP=weight.group, BITS=weight.bits,
+        ZEROS=weight.zeros is not None, BLOCK_N=128, BLOCK_K=32, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return whole
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -75,33 +121,61 @@ def _product(
     ZEROS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # divides GROUP: a tile has one scale a column
+    BLOCK_K: tl.constexpr,  # divides GROUP, or there is one group: a tile has one scale a column
 ):
     """Grid (N / BLOCK_N, T / BLOCK_M, splits). Weights in fp32, rounded to the model's dtype; sums in fp32."""
     split = tl.program_id(2)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = column < N
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     x_row = x_ptr + row.to(tl.int64)[:, None] * K  # [BLOCK_M, 1]
     for start in tl.range(split * per_split, tl.minimum((split + 1) * per_split, K), BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        real = k < K
-        x = tl.load(x_row + k[None, :], mask=(row < T)[:, None] & real[None, :], other=0.0)
-        mask = real[:, None] & inside[None, :]
-        if BITS == 4:
-            word = tl.load(codes_ptr + (k // 8).to(tl.int64)[:, None] * N + column[None, :], mask=mask, other=0)
-            code = (word >> ((k % 8) * 4)[:, None]) & 15  # [BLOCK_K, BLOCK_N]
-        else:
-            code = tl.load(codes_ptr + k.to(tl.int64)[:, None] * N + column[None, :], mask=mask, other=0)
-        beside = start // GROUP * N + column
-        weight = code.to(tl.float32)
-        if ZEROS:
-            weight = weight - tl.load(zeros_ptr + beside, mask=inside, other=0.0).to(tl.float32)[None, :]
-        weight = weight * tl.load(scales_ptr + beside, mask=inside, other=0.0).to(tl.float32)[None, :]
+        x = tl.load(x_row + k[None, :], mask=(row < T)[:, None] & (k < K)[None, :], other=0.0)
+        weight = _tile(codes_ptr, scales_ptr, zeros_ptr, k, column, start // GROUP, N, K, BITS, ZEROS)
         total = tl.dot(x, weight.to(x.dtype), total, input_precision="ieee")
     place = (split.to(tl.int64) * T + row)[:, None] * N + column[None, :]
-    tl.store(parts_ptr + place, total, mask=(row < T)[:, None] & inside[None, :])
+    tl.store(parts_ptr + place, total, mask=(row < T)[:, None] & (column < N)[None, :])
+
+
+@triton.jit
+def _tile(codes_ptr, scales_ptr, zeros_ptr, k, column, group, N, K, BITS: tl.constexpr, ZEROS: tl.constexpr):
+    """The weight [k, column] in fp32, of inputs that lie in one group; 0 beyond N, anything beyond K."""
+    inside = column < N
+    mask = (k < K)[:, None] & inside[None, :]
+    if BITS == 4:
+        word = tl.load(codes_ptr + (k // 8).to(tl.int64)[:, None] * N + column[None, :], mask=mask, other=0)
+        code = (word >> ((k % 8) * 4)[:, None]) & 15
+    else:
+        code = tl.load(codes_ptr + k.to(tl.int64)[:, None] * N + column[None, :], mask=mask, other=0)
+    beside = group * N + column
+    weight = code.to(tl.float32)
+    if ZEROS:
+        weight = weight - tl.load(zeros_ptr + beside, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return weight * tl.load(scales_ptr + beside, mask=inside, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _whole(
+    codes_ptr,  # [K, N] int8 or [K / 8, N] int32
+    scales_ptr,  # [K / GROUP, N]
+    zeros_ptr,  # [K / GROUP, N] or None
+    whole_ptr,  # [K, N]
+    N,
+    K,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    ZEROS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # divides GROUP, or there is one group
+):
+    """Grid (N / BLOCK_N, K / BLOCK_K): codes to numbers."""
+    start = tl.program_id(1) * BLOCK_K
+    k = start + tl.arange(0, BLOCK_K)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    weight = _tile(codes_ptr, scales_ptr, zeros_ptr, k, column, start // GROUP, N, K, BITS, ZEROS)
+    place = k.to(tl.int64)[:, None] * N + column[None, :]
+    tl.store(whole_ptr + place, weight.to(whole_ptr.dtype.element_ty), mask=(k < K)[:, None] & (column < N)[None, :])
 
 
 @triton.jit(do_not_specialize=["T", "splits"])

@@ -26,7 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined: inter
 from kernels.gpu.architectures import Architecture
 from ops.aot.bounds import broken
 from ops.aot.cases import CASES, QUICK
-from ops.aot.compiled import Compiled, compile_case
+from ops.aot.compiled import Compiled, compile_case, new_in_each
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
     given = parser.parse_args(arguments)
     names = [name for name in CASES if given.only in name and (not given.quick or name in QUICK)]
-    work = [(name, Architecture(target)) for name in names for target in given.target or Architecture]
+    targets = [Architecture(target) for target in given.target or Architecture]
     began = time.monotonic()
+    keys = {target: new_in_each(names, target) for target in targets}
+    work = [(name, target, keys[target][at]) for at, name in enumerate(names) for target in targets]
     found: list[Compiled] = []
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         for some in pool.map(compile_case, *zip(*work, strict=True)):

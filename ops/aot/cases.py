@@ -13,11 +13,12 @@ from kernels.adjust_logits import Penalties
 from kernels.gpu.adjust_logits import adjust_logits
 from kernels.gpu.architectures import Architecture
 from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_attention
+from kernels.gpu.fp8_linear import quantised_rows
 from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.prepare_batch import prepare_batch
-from kernels.gpu.quantised_linear import launch
+from kernels.gpu.quantised_linear import launch, whole_weight
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
@@ -115,14 +116,30 @@ def _prepare() -> object:
     )  # fmt: skip
 
 
-def quantised(bits: int, rows: int) -> Case:
+def quantised_weight(bits: int, *, scales: torch.dtype = BF16) -> QuantisedWeight:
+    """4 bits in groups with zeros, 8 bits with a scale an output; a checkpoint's scales are fp16."""
+    K, N, group = 4096, 14336, 128 if bits == 4 else 4096
+    codes = empty(K // 8, N, dtype=torch.int32) if bits == 4 else empty(K, N, dtype=torch.int8)
+    zeros = empty(K // group, N, dtype=scales) if bits == 4 else None
+    return QuantisedWeight(codes, empty(K // group, N, dtype=scales), zeros, bits)
+
+
+def quantised(bits: int, rows: int, **how: Any) -> Case:
     def call(target: Architecture) -> None:
-        K, N, group = 4096, 14336, 128 if bits == 4 else 4096
-        codes = empty(K // 8, N, dtype=torch.int32) if bits == 4 else empty(K, N, dtype=torch.int8)
-        zeros = empty(K // group, N) if bits == 4 else None
-        launch(empty(rows, K), QuantisedWeight(codes, empty(K // group, N), zeros, bits), None, None, target)
+        weight = quantised_weight(bits, **how)
+        launch(empty(rows, weight.in_features), weight, None, None, target)
 
     return call
+
+
+def written_out(bits: int) -> Case:
+    return lambda target: whole_weight(quantised_weight(bits), BF16)
+
+
+def fp8_rows(target: Architecture) -> None:
+    """sm_80 has no FP8: nothing is launched there."""
+    if target is not Architecture.SM_80:
+        quantised_rows(empty(16, 4096), fp8(target))
 
 
 def _adjust() -> object:
@@ -171,7 +188,10 @@ CASES: dict[str, Case] = {
     "sample": lambda target: _sample(),
     "adjust_logits": lambda target: _adjust(),
     "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
-    **{f"quantised_linear, {bits} bits, {rows} rows": quantised(bits, rows) for bits in (4, 8) for rows in (16, 256)},
+    **{f"quantised_linear, {bits} bits, {rows} rows": quantised(bits, rows) for bits in (4, 8) for rows in (16, 64)},
+    **{f"quantised_linear, a checkpoint's 4 bits, {rows} rows": quantised(4, rows, scales=FP16) for rows in (16, 64)},
+    **{f"quantised_linear, {bits} bits written out": written_out(bits) for bits in (4, 8)},
+    "fp8_linear, rows to FP8": fp8_rows,
     "gather_rows": lambda target: gather_rows(empty(16, 4096), empty(4, dtype=torch.int64)),
 }  # fmt: skip
 
@@ -189,11 +209,13 @@ QUICK = {
     "write_spans",
     "sample",
     "quantised_linear, 4 bits, 16 rows",
-    "quantised_linear, 8 bits, 16 rows",
+    "quantised_linear, 8 bits, 64 rows",
+    "quantised_linear, 4 bits written out",
+    "fp8_linear, rows to FP8",
     "adjust_logits",
     "token_logprobs",
     "rms_norm, residual",
     "silu_mul",
-    "gather_rows",
 }
-"""What `make test` compiles: at most 120 in all, within two minutes on two cores."""
+"""What `make test` compiles: at most 120 in all, within two minutes on two cores. gather_rows, which copies, is left to
+the full matrix."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import triton
@@ -44,9 +46,20 @@ class Compiled:
         )
 
 
-def compile_case(name: str, target: Architecture) -> list[Compiled]:
-    """Every kernel of a case, each once."""
-    launches = {launch.key: launch for launch in record(lambda: CASES[name](target), target)}
+def new_in_each(names: Sequence[str], target: Architecture) -> list[frozenset[str]]:
+    """Of each case the keys of launches that no case before it makes: what two cases share is compiled once."""
+    seen: set[str] = set()
+    found = []
+    for name in names:
+        keys = {launch.key for launch in record(partial(CASES[name], target), target)}
+        found.append(frozenset(keys - seen))
+        seen |= keys
+    return found
+
+
+def compile_case(name: str, target: Architecture, keys: frozenset[str]) -> list[Compiled]:
+    """Those kernels of a case that have these keys, each once."""
+    launches = {launch.key: launch for launch in record(lambda: CASES[name](target), target) if launch.key in keys}
     return [_compile(f"{name}: {launch.kernel.lstrip('_')}", launch, target) for launch in launches.values()]
 
 

@@ -3,8 +3,9 @@
 First Llama-3.1-8B over widths and contexts: milliseconds a step in a steady state, against what memory and arithmetic
 allow, and how much of a step the host is busy. Then 256 requests with prompts and outputs uniform in 100 to 1,024 on
 Qwen3-0.6B (the nano-vllm benchmark), and some steps of Qwen3-8B. `--with transformers` runs the same requests there
-instead, in static batches of 64 and with its own continuous batching. Results are written as they come, so that a run
-cut short leaves what it has. Without a GPU the floors alone are printed: nothing is measured then.
+instead, in static batches of 64 and with its own continuous batching. `--weights` rounds projections. Results are
+written as they come, so that a run cut short leaves what it has. Without a GPU the floors alone are printed: nothing is
+measured then.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 
 from ops.bench import report
 from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings
-from ops.bench.kernel_cases import LLAMA_8B, QWEN_06B, QWEN_8B, Model
+from ops.bench.kernel_cases import FORMS, LLAMA_8B, QWEN_06B, QWEN_8B, Model
 from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams
 from worker.models.config import parse_config
 from worker.models.random_weights import RandomWeights
@@ -41,17 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench gpu_engine", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=DATA_SHEETS, default="h200", help="to predict for without a GPU")
     parser.add_argument("--with", choices=("slipstream", "transformers"), default="slipstream", dest="system")
+    parser.add_argument("--weights", choices=FORMS, default="auto", help="what projections are kept as (%(default)s)")
     parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing new after this (%(default)s)")
     parser.add_argument("--json", type=Path, help="where to write; ops/bench/results on a GPU unless given")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print(_floors(DATA_SHEETS[given.device]))
+        print(_floors(DATA_SHEETS[given.device], given.weights))
         return 0
     ceilings = measured_ceilings()
     print(f"{ceilings.device}: {ceilings.bytes_s / 1e12:.2f} TB/s, {ceilings.flop_s / 1e12:.0f} TFLOP/s, measured\n")
-    kept = Kept(given.json or _path(ceilings, given.system), ceilings, given.system)
+    kept = Kept(given.json or _path(ceilings, given.system, given.weights), ceilings, given.system, given.weights)
     deadline = time.monotonic() + 60 * given.minutes
-    cases = _ours(ceilings) if given.system == "slipstream" else _theirs()
+    cases = _ours(ceilings, given.weights) if given.system == "slipstream" else _theirs()
     for name, case in cases:
         if time.monotonic() > deadline:
             print(f"{name}: left out, {given.minutes:g} minutes are over")
@@ -73,11 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Kept:
     """What was found so far, on the disk."""
 
-    def __init__(self, path: Path, ceilings: Ceilings, system: str) -> None:
+    def __init__(self, path: Path, ceilings: Ceilings, system: str, weights: str) -> None:
         self.path = path
         self._body: dict[str, Any] = {
             "bench": "gpu_engine",
             "system": system,
+            "weights": weights,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "torch": torch.__version__,
             "ceilings": asdict(ceilings),
@@ -91,11 +94,11 @@ class Kept:
         self.path.write_text(json.dumps(self._body, indent=1) + "\n")
 
 
-def _ours(ceilings: Ceilings) -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
-    yield f"{LLAMA_8B.name} steps", lambda: _grid(LLAMA_8B, ceilings, WIDTHS, CONTEXTS)
-    yield f"{QWEN_06B.name} {REQUESTS} requests", lambda: [_workload(QWEN_06B)]
-    yield f"{QWEN_06B.name} steps", lambda: _grid(QWEN_06B, ceilings, (1, 64), (512, 2048))
-    yield f"{QWEN_8B.name} steps", lambda: _grid(QWEN_8B, ceilings, (1, 64), (2048,))
+def _ours(ceilings: Ceilings, weights: str) -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
+    yield f"{LLAMA_8B.name} steps", lambda: _grid(LLAMA_8B, ceilings, WIDTHS, CONTEXTS, weights)
+    yield f"{QWEN_06B.name} {REQUESTS} requests", lambda: [_workload(QWEN_06B, weights)]
+    yield f"{QWEN_06B.name} steps", lambda: _grid(QWEN_06B, ceilings, (1, 64), (512, 2048), weights)
+    yield f"{QWEN_8B.name} steps", lambda: _grid(QWEN_8B, ceilings, (1, 64), (2048,), weights)
 
 
 def _theirs() -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
@@ -126,14 +129,14 @@ def config_of(model: Model, max_len: int) -> dict[str, Any]:
     }
 
 
-def engine_of(model: Model, *, max_rows: int, max_len: int, token_budget: int) -> Engine:
+def engine_of(model: Model, *, max_rows: int, max_len: int, token_budget: int, weights: str = "auto") -> Engine:
     """An engine on random weights of the model's shape, on the GPU."""
     config = EngineConfig(
         max_rows=max_rows, max_len=max_len, token_budget=token_budget, prefix_cache=False, step_time_s=None,
-        watermark=0.0, headroom=0.0, device="cuda",
+        watermark=0.0, headroom=0.0, device="cuda", weights=weights,
     )  # fmt: skip
-    weights = RandomWeights(torch.device("cuda"), tied=model.tied)
-    engine = Engine.from_weights(weights, parse_config(config_of(model, max_len), None), config)
+    made = RandomWeights(torch.device("cuda"), tied=model.tied)
+    engine = Engine.from_weights(made, parse_config(config_of(model, max_len), None), config)
     print(f"{model.name}: {json.dumps(engine.describe())}", flush=True)
     return engine
 
@@ -154,9 +157,11 @@ def pretend_computed(engine: Engine) -> None:
         engine._kv.zero_()
 
 
-def _grid(model: Model, ceilings: Ceilings, widths: Sequence[int], contexts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    engine = engine_of(model, max_rows=max(widths), max_len=max(contexts) + ROOM, token_budget=4096)
-    return steps(engine, model, ceilings, widths, contexts)
+def _grid(
+    model: Model, ceilings: Ceilings, widths: Sequence[int], contexts: Sequence[int], weights: str
+) -> Iterator[dict[str, Any]]:
+    sizes = {"max_rows": max(widths), "max_len": max(contexts) + ROOM, "token_budget": 4096}
+    return steps(engine_of(model, **sizes, weights=weights), model, ceilings, widths, contexts)
 
 
 def steps(
@@ -190,7 +195,8 @@ def _timed(engine: Engine, model: Model, ceilings: Ceilings, width: int, context
         assert output.tokens == width, f"{output.tokens} tokens in a step of {width} decodes"
     took = (time.perf_counter() - began) / STEPS
     host = took - (engine.stats.waited_s - waited) / STEPS
-    floor = ceilings.floor_s(*model.step(width, context))
+    form = FORMS[engine.config.weights]
+    floor = ceilings.floor_s(*model.step(width, context, form))
     return {
         "width": width,
         "context": context,
@@ -199,7 +205,7 @@ def _timed(engine: Engine, model: Model, ceilings: Ceilings, width: int, context
         "of_floor": floor / took,
         "host_ms": host * 1e3,
         "host_share": host / took,
-        "goal": GOALS.get(width) if model is LLAMA_8B else None,
+        "goal": GOALS.get(width) if model is LLAMA_8B and form is FORMS["auto"] else None,
     }
 
 
@@ -212,8 +218,8 @@ def requests(model: Model, count: int = REQUESTS) -> list[tuple[list[int], int]]
     ]
 
 
-def _workload(model: Model) -> dict[str, Any]:
-    engine = engine_of(model, max_rows=REQUESTS, max_len=2 * MOST, token_budget=4096)
+def _workload(model: Model, weights: str) -> dict[str, Any]:
+    engine = engine_of(model, max_rows=REQUESTS, max_len=2 * MOST, token_budget=4096, weights=weights)
     sent = requests(model)
     engine.generate([sent[0][0]], SequenceParams(8))
     stats = engine.stats
@@ -241,19 +247,22 @@ def _line(one: dict[str, Any]) -> str:
     return ", ".join(parts).removeprefix("name ")
 
 
-def _floors(ceilings: Ceilings) -> str:
+def _floors(ceilings: Ceilings, weights: str) -> str:
     rows = []
     for model in (LLAMA_8B, QWEN_06B, QWEN_8B):
         for width in WIDTHS:
-            floors = [ceilings.floor_s(*model.step(width, context)) * 1e3 for context in CONTEXTS]
-            goal = GOALS[width] if model is LLAMA_8B else None
+            form = FORMS[weights]
+            floors = [ceilings.floor_s(*model.step(width, context, form)) * 1e3 for context in CONTEXTS]
+            goal = GOALS[width] if model is LLAMA_8B and weights == "auto" else None
             rows.append([model.name, str(width), *(f"{f:.2f}" for f in floors), f"{goal:.0%}" if goal else ""])
     head = ["model", "rows", *(f"context {context:,}" for context in CONTEXTS), "goal, of the floor"]
-    said = f"No GPU here. Floors of a decode step in ms on {ceilings.device}, as its maker says: predictions.\n\n"
+    kind = "" if weights == "auto" else f", weights {weights}"
+    said = f"No GPU here. Floors of a decode step in ms on {ceilings.device}{kind}, as its maker says: predictions.\n\n"
     return said + report.table(head, rows)
 
 
-def _path(ceilings: Ceilings, system: str) -> Path:
+def _path(ceilings: Ceilings, system: str, weights: str) -> Path:
     device = re.sub(r"[^a-z0-9]+", "-", ceilings.device.lower()).strip("-")
     end = "" if system == "slipstream" else f"-{system}"
+    end += "" if weights == "auto" else f"-{weights}"
     return report.RESULTS / f"{device}-{time.strftime('%Y-%m-%d')}{end}.json"

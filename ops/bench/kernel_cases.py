@@ -13,11 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.fp8_linear import Fp8Weight
 from kernels.prepare_batch import FlatBatch
 from kernels.quantised_linear import QuantisedWeight
 from kernels.table import Ops
 
 BF16 = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Form:
+    """What projections are kept as: bytes a weight, scales and zeros among them, and how many times as many products
+    a second there are as in bf16."""
+
+    weight_bytes: float
+    rate: int = 1
+
+
+FORMS = {"auto": Form(2.0), "int8": Form(1.0), "int4": Form(0.5 + 4 / 128), "fp8": Form(1.0, rate=2)}
+"""By the setting `weights`, of a model in bf16."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +54,23 @@ class Model:
         return self.layers * 2 * self.kv_heads * self.D * 2
 
     @property
+    def projection_parameters(self) -> int:
+        """Weights of the layers' products."""
+        qkvo = self.hidden * self.D * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (qkvo + 3 * self.hidden * self.inner)
+
+    @property
     def product_parameters(self) -> int:
         """Weights that a step multiplies with: projections and the head, not the embedding's look-up."""
-        qkvo = self.hidden * self.D * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (qkvo + 3 * self.hidden * self.inner) + self.hidden * self.vocab
+        return self.projection_parameters + self.hidden * self.vocab
 
-    def step(self, rows: int, context: int) -> tuple[int, int]:
-        """(bytes, operations) of a decode step: weights once, each row's K/V once; two operations a weight and row."""
-        attention = 4 * self.layers * self.heads * self.D * context
+    def step(self, rows: int, context: int, form: Form = FORMS["auto"]) -> tuple[float, float]:
+        """(bytes, operations) of a decode step: weights once, each row's K/V once; two operations a weight and row, of
+        which twice as many are done a second where the form says so."""
+        attention, head = 4 * self.layers * self.heads * self.D * context, self.hidden * self.vocab
         return (
-            2 * self.product_parameters + rows * context * self.kv_bytes,
-            rows * (2 * self.product_parameters + attention),
+            form.weight_bytes * self.projection_parameters + 2 * head + rows * context * self.kv_bytes,
+            rows * (2 * (self.projection_parameters / form.rate + head) + attention),
         )
 
 
@@ -62,12 +82,16 @@ MODELS = (LLAMA_8B, QWEN_06B, QWEN_8B)
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel at one shape. `make(device)` gives a call of the operation in a table, made anew from equal inputs."""
+    """One kernel at one shape. `make(device)` gives a call of the operation in a table, made anew from equal inputs.
+
+    form: what its weights are; FP8's products count half of bf16's time.
+    """
 
     name: str
     moved: int  # bytes
     flops: int
     make: Callable[[torch.device], Callable[[Ops], Tensor]]
+    form: Form = FORMS["auto"]
 
 
 def cases(model: Model = LLAMA_8B) -> Iterator[Case]:
@@ -83,9 +107,10 @@ def cases(model: Model = LLAMA_8B) -> Iterator[Case]:
     for rows in (1, 64, 256):
         yield sample(model, rows, 0.0, 1.0)
         yield sample(model, rows, 0.8, 0.95)
-    for rows in (1, 16, 64):
+    for rows in (1, 16, 64, 256, 2048):
         for bits in (4, 8):
             yield quantised(model, rows, bits)
+        yield fp8(model, rows)
 
 
 def batch_of(rows: int, tokens: int, length: int, page_size: int, device: torch.device) -> FlatBatch:
@@ -201,7 +226,7 @@ def sample(model: Model, rows: int, temperature: float, top_p: float) -> Case:
 
 
 def quantised(model: Model, rows: int, bits: int) -> Case:
-    """The gate-up projection with codes of `bits`, groups of 128."""
+    """The gate-up projection with codes of `bits`, groups of 128; for many rows it is first written out in bf16."""
     K, N, group = model.hidden, 2 * model.inner, 128
 
     def make(device: torch.device) -> Callable[[Ops], Tensor]:
@@ -212,3 +237,16 @@ def quantised(model: Model, rows: int, bits: int) -> Case:
     scales = K // group * N * 2 * (2 if bits == 4 else 1)  # zeros too
     moved = K * N * bits // 8 + scales + rows * (K + N) * 2
     return Case(f"quantised_linear, {bits} bits, {rows} rows", moved, 2 * rows * K * N, make)
+
+
+def fp8(model: Model, rows: int) -> Case:
+    """The gate-up projection in FP8, rows rounded to it as they come."""
+    K, N = model.hidden, 2 * model.inner
+
+    def make(device: torch.device) -> Callable[[Ops], Tensor]:
+        amd = torch.version.hip is not None
+        weight = Fp8Weight.of(_random(device, N, K, seed=1), torch.float8_e4m3fnuz if amd else torch.float8_e4m3fn)
+        x = _random(device, rows, K)
+        return lambda ops: ops.fp8_linear(x, weight)
+
+    return Case(f"fp8_linear, {rows} rows", K * N + 4 * N + rows * (K + N) * 2, 2 * rows * K * N, make, FORMS["fp8"])

@@ -22,7 +22,7 @@ import torch
 from kernels.table import Backend, ops_for
 from ops.bench import report
 from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings, seconds
-from ops.bench.kernel_cases import MODELS, Case, Model, cases
+from ops.bench.kernel_cases import FORMS, MODELS, Case, Model, cases
 
 RELATIVE = 0.05  # of a result's greatest value: bf16 products whose sums run in different orders
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found.append(_one(case, ceilings, there))
             print(_line(found[-1]), flush=True)
             _write(path, ceilings, model, found)
-    print(f"\nfloors of a decode step of {model.name} in bf16, products and attention alone\n")
+    print(f"\nfloors of a decode step of {model.name}, products and attention alone\n")
     print(_steps(model, ceilings))
     wrong = [one["name"] for one in found if one.get("agrees") is False]
     if wrong:
@@ -58,10 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one(case: Case, ceilings: Ceilings, there: bool) -> dict[str, Any]:
-    floor = ceilings.floor_s(case.moved, case.flops)
+    floor = ceilings.floor_s(case.moved, case.flops / case.form.rate)
     one = {"name": case.name, "bytes": case.moved, "flops": case.flops, "floor_us": floor * 1e6}
     if not there:
         return one
+    if case.form is FORMS["fp8"] and not torch.version.hip and torch.cuda.get_device_capability() < (8, 9):
+        return one | {"left_out": "this GPU multiplies no FP8"}
     ops, reference = ops_for(Backend.TRITON), ops_for(Backend.TORCH)
     device = torch.device("cuda")
     call = case.make(device)
@@ -84,7 +86,7 @@ def _line(one: dict[str, Any]) -> str:
     work = f"{one['bytes'] / 1e6:>9.2f} MB {one['flops'] / 1e9:>9.2f} GFLOP"
     said = f"{one['name']:<50} {work}  floor {one['floor_us']:>9.1f} us"
     if "us" not in one:
-        return said
+        return f"{said}  {one['left_out']}" if "left_out" in one else said
     state = "" if one["agrees"] else "  DIFFERS FROM ITS REFERENCE"
     return (
         f"{said}  took {one['us']:>9.1f} us {one['gb_s']:>7.0f} GB/s {one['tflop_s']:>6.1f} TFLOP/s "
@@ -94,10 +96,11 @@ def _line(one: dict[str, Any]) -> str:
 
 def _steps(model: Model, ceilings: Ceilings) -> str:
     rows = []
-    for width in (1, 16, 64, 256):
-        floors = [ceilings.floor_s(*model.step(width, context)) * 1e3 for context in (512, 2048, 8192)]
-        rows.append([str(width), *(f"{floor:.2f} ms" for floor in floors)])
-    return report.table(["rows", "context 512", "2,048", "8,192"], rows)
+    for name, form in FORMS.items():
+        for width in (1, 16, 64, 256):
+            floors = [ceilings.floor_s(*model.step(width, context, form)) * 1e3 for context in (512, 2048, 8192)]
+            rows.append(["bf16" if name == "auto" else name, str(width), *(f"{floor:.2f} ms" for floor in floors)])
+    return report.table(["weights", "rows", "context 512", "2,048", "8,192"], rows)
 
 
 def _path(ceilings: Ceilings) -> Path:

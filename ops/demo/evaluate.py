@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -61,11 +62,11 @@ def ask(model_dir: Path, examples: Sequence[Example], answer: Answerer) -> list[
     return asked
 
 
-def through_engine(model_dir: Path, threads: int | None = None) -> Answerer:
+def through_engine(model_dir: Path, threads: int | None = None, **settings: Any) -> Answerer:
     """Answer through our engine in bf16, greedily, all prompts at once. `threads`: all cores if None."""
     from worker.engine import Engine, SequenceParams
 
-    engine = Engine.from_pretrained(str(model_dir), dtype="bfloat16", threads=threads)
+    engine = Engine.from_pretrained(str(model_dir), dtype="bfloat16", threads=threads, **settings)
 
     def answer(prompts: list[list[int]], end: int) -> list[list[int]]:
         params = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0, seed=0, stop_ids=frozenset({end}))
@@ -120,12 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.demo.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--through", choices=("engine", "transformers"), default="engine")
+    parser.add_argument("--weights", default="auto", help="how the engine stores weights (%(default)s)")
+    parser.add_argument("--references", action="store_true", help="a GPU's operations, in torch, where there is no GPU")
     parser.add_argument("--per-kind", type=int, default=200, help="prompts of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file the result is written to")
     parser.add_argument("--show-misses", type=int, default=0, help="print so many wrong answers of each kind")
     given = parser.parse_args(arguments)
-    answer = (through_engine if given.through == "engine" else through_transformers)(given.model)
+    if given.through == "engine":
+        place: dict[str, Any] = {"backend": "torch", "ahead": True} if given.references else {}
+        answer = through_engine(given.model, weights=given.weights, **place)
+    else:
+        answer = through_transformers(given.model)
     began = time.monotonic()
     asked = ask(given.model, heldout_examples(given.per_kind, given.seed), answer)
     result = shares(asked)

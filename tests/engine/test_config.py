@@ -20,7 +20,7 @@ from tests.engine.conftest import EngineOf
 from tests.models.checkpoints import Shelf
 from worker.engine import ConfigError, Engine, EngineConfig, SlowerBackend
 from worker.engine.memory import free_bytes
-from worker.models.config import ModelError
+from worker.models.errors import ModelError
 
 CORES = len(os.sched_getaffinity(0))
 GIB = 1 << 30
@@ -42,7 +42,7 @@ GIB = 1 << 30
         ({"step_time_s": 0.0}, "step_time_s must be above 0 and at most 60 seconds, or None; got 0.0"),
         ({"watermark": float("nan")}, "watermark must be in"),
         ({"dtype": "int8"}, r"dtype must be one of \('auto', 'bfloat16', 'float16', 'float32'\); got 'int8'"),
-        ({"weights": "int4"}, r"weights must be one of \('auto', 'int8'\); got 'int4'"),
+        ({"weights": "int2"}, r"weights must be one of \('auto', 'int8', 'int4', 'fp8'\); got 'int2'"),
         ({"backend": "cuda"}, "backend must be .*; got 'cuda'"),
         ({"threads": 0}, f"threads must be between 1 and the {CORES} cores this process may run on; got 0"),
         ({"threads": CORES + 1}, f"threads must be between 1 and the {CORES} cores .*; got {CORES + 1}"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from worker.engine import ConfigError, Engine
-from worker.engine.gpu_fit import Gpu, refuse_unfit
+from worker.engine.gpu_fit import Gpu, refuse_fp8_products, refuse_unfit
 from worker.engine.kv_format import KvFormat
 from worker.models.config import read_config
 
@@ -40,6 +40,32 @@ def test_what_does_not_fit_a_gpu_is_refused_with_the_figures(
     with pytest.raises(ConfigError, match=says) as refused:
         refuse_unfit(replace(H200, **gpu), shape, KvFormat(BF16), page_size, weights)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "says"),
+    [
+        (A100, BF16, "FP8 weights take compute capability 8.9 or later; NVIDIA A100 has 8.0: give --weights int8"),
+        (H200, torch.float16, "FP8 weights take dtype bfloat16, got float16; give --dtype bfloat16"),
+        (replace(H200, name="AMD MI210", is_amd=True), BF16, "architecture gfx942; AMD MI210 is none: give --weights"),
+    ],
+    ids=["capability", "dtype", "amd"],
+)
+def test_fp8_weights_are_refused_where_they_cannot_be_multiplied(gpu: Gpu, dtype: torch.dtype, says: str):
+    """What it takes, what is here, what to give instead."""
+    with pytest.raises(ConfigError, match=says) as refused:
+        refuse_fp8_products(gpu, dtype)
+    assert "\n" not in str(refused.value)
+    refuse_fp8_products(H200, BF16)
+    refuse_fp8_products(replace(H200, is_amd=True, capability=(9, 4)), BF16)
+
+
+def test_what_packing_takes_beside_counts_too(model: Path):
+    """Weights that fit once they are packed, and not before."""
+    shape = read_config(model)
+    with pytest.raises(ConfigError, match=r"weights take 130.0 GiB \(and 10.0 while they are packed\) and a page"):
+        refuse_unfit(H200, shape, KvFormat(BF16), 32, 130 * GIB, loading_bytes=10 * GIB)
+    refuse_unfit(H200, shape, KvFormat(BF16), 32, 130 * GIB, loading_bytes=8 * GIB)
 
 
 def test_fp8_pages_are_refused_where_kernels_cannot_read_them(model: Path):

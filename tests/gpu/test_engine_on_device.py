@@ -5,6 +5,7 @@ tokens, so that they are in order when there is one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,6 +16,7 @@ import transformers
 from kernels.errors import KernelsUnavailable
 from kernels.table import Backend, ops_for
 from tests.models.checkpoints import VOCAB, Shelf, load, random_prompts
+from tests.models.quantised import write
 from worker.engine import Engine, EngineConfig, SequenceParams
 from worker.models.config import parse_config
 from worker.models.random_weights import RandomWeights
@@ -70,13 +72,12 @@ EngineOf = Callable[..., Engine]
 
 @pytest.fixture(scope="module")
 def engine_of(shelf: Shelf) -> EngineOf:
-    """engine_of(name, **settings): an engine on a tiny checkpoint, in fp32 unless said."""
+    """engine_of(name or directory, **settings): an engine on a tiny checkpoint, in fp32 unless said."""
 
-    def make(name: str = "llama, llama3 rope", **settings: Any) -> Engine:
+    def make(model: str | Path = "llama, llama3 rope", **settings: Any) -> Engine:
+        directory = model if isinstance(model, Path) else shelf(model)
         shape = {"max_rows": 6, "token_budget": 64, "page_size": 16, "max_len": 320, "step_time_s": None}
-        return Engine.from_pretrained(
-            shelf(name), **{"dtype": "float32", "num_pages": 200, **shape, **PLACE, **settings}
-        )
+        return Engine.from_pretrained(directory, **{"dtype": "float32", "num_pages": 200, **shape, **PLACE, **settings})
 
     return make
 
@@ -128,6 +129,33 @@ def test_the_triton_kernels_give_the_tokens_of_the_reference(engine_of: EngineOf
     assert engine_of().generate(PROMPTS, MIXED) == engine_of(backend="torch", graphs=False).generate(PROMPTS, MIXED)
 
 
+PACKED = ("awq", "gptq of 8 bits", "gptq, act-order") if THERE else ("awq",)
+
+
+@pytest.mark.parametrize("layout", PACKED)
+def test_packed_weights_give_the_tokens_of_the_same_weights_written_out(
+    tmp_path: Path, engine_of: EngineOf, layout: str
+):
+    """A quantised checkpoint in fp32, its codes multiplied as they are, against the plain one with the same weights."""
+    made = write(tmp_path, layout)
+    packed, plain = (
+        engine_of(directory).generate(PROMPTS, MIXED[: len(PROMPTS)]) for directory in (made.packed, made.plain)
+    )
+    assert packed == plain
+
+
+@on_gpu
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_rounded_weights_give_the_tokens_of_the_reference_with_graphs_and_without(
+    tmp_path: Path, engine_of: EngineOf, weights: str
+):
+    """On the Triton kernels and on torch's operations, in fp32."""
+    plain = write(tmp_path, "awq").plain
+    expected = engine_of(plain, weights=weights, backend="torch", graphs=False).generate(PROMPTS, MIXED)
+    for graphs in (True, False):
+        assert engine_of(plain, weights=weights, graphs=graphs).generate(PROMPTS, MIXED) == expected
+
+
 def true_shape(**settings: Any) -> Engine:
     """Four layers of Llama-3.1-8B's shape, random, in bf16; on a CPU one tiny layer."""
     sizes = (4096, 14336, 32, 8, 4, 32000) if THERE else (64, 128, 4, 2, 1, VOCAB)
@@ -156,24 +184,30 @@ def texts(lengths: list[int]) -> list[list[int]]:
 
 
 @on_gpu
-def test_in_deterministic_mode_a_sequence_gets_the_same_tokens_alone_among_others_and_after_preemption():
+@pytest.mark.parametrize("weights", ["auto", "int4", "fp8"])
+def test_in_deterministic_mode_a_sequence_gets_the_same_tokens_alone_among_others_and_after_preemption(weights: str):
     """bf16 at true width: chunks of another size, neighbours, too few pages, another engine; to the token."""
+    if weights == "fp8" and not torch.version.hip and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU multiplies no FP8")
     prompts = texts([700, 30, 1, 511, 513, 90, 260, 33])
     params = [SequenceParams(60, temperature=0.8 * (at % 2), seed=at) for at in range(len(prompts))]
-    among = true_shape(deterministic=True).generate(prompts, params)
-    alone = true_shape(deterministic=True, token_budget=100, max_rows=4)
+    among = true_shape(deterministic=True, weights=weights).generate(prompts, params)
+    alone = true_shape(deterministic=True, weights=weights, token_budget=100, max_rows=4)
     for at in (0, 1, 4, 7):
         assert alone.generate([prompts[at]], params[at]) == [among[at]]
-    tight = true_shape(deterministic=True, num_pages=48)
+    tight = true_shape(deterministic=True, weights=weights, num_pages=48)
     assert tight.generate(prompts, params) == among
     assert tight.stats.preemptions > 0
 
 
 @on_gpu
-def test_no_step_waits_for_the_device_but_to_read_tokens_and_none_compiles():
+@pytest.mark.parametrize("weights", ["auto", "int8", "int4", "fp8"])
+def test_no_step_waits_for_the_device_but_to_read_tokens_and_none_compiles(weights: str):
     """Prompts in chunks and decodes, arriving in between: torch raises at a synchronising call, Triton's hook at a
-    compilation. The read waits for an event, which torch does not count."""
-    engine = true_shape()
+    compilation. The read waits for an event, which torch does not count. Whatever weights are kept as."""
+    if weights == "fp8" and not torch.version.hip and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU multiplies no FP8")
+    engine = true_shape(weights=weights)
     assert engine.compiled is not None
     prompts = texts([300, 5, 64, 700, 17, 1, 33, 200])
     engine.generate(prompts, SequenceParams(4))

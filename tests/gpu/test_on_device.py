@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.errors import KernelsUnavailable
+from kernels.fp8_linear import Fp8Weight
 from kernels.prepare_batch import FlatBatch
 from kernels.quantised_linear import QuantisedWeight
 from kernels.table import Backend, Ops, ops_for
@@ -110,8 +111,9 @@ def _rope(ops: Ops, T: int) -> Tensor:
     return torch.cat([q.flatten(), kv.flatten()])
 
 
-def _quantised(ops: Ops, T: int) -> Tensor:
-    return ops.quantised_linear(random(T, 512), QuantisedWeight.of(random(192, 512, seed=1), 4, 128))
+def _quantised(ops: Ops, T: int, bits: int) -> Tensor:
+    weight = QuantisedWeight.of(random(192, 512, seed=1), bits, 128)
+    return ops.quantised_linear(random(T, 512), weight, random(192, seed=2))
 
 
 ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
@@ -120,7 +122,8 @@ ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "gelu_mul": lambda ops, T: ops.gelu_mul(random(T, 2 * 1408)),
     "norm_rope_write": _rope,
     "gather_rows": lambda ops, T: ops.gather_rows(random(T, 4096), counted(T).flip(0)),
-    "quantised_linear": _quantised,
+    "quantised_linear, 4 bits": lambda ops, T: _quantised(ops, T, 4),
+    "quantised_linear, 8 bits": lambda ops, T: _quantised(ops, T, 8),
     "token_logprobs": lambda ops, T: ops.token_logprobs(random(T, 5000), counted(T).view(T, 1) * 3),
 }
 
@@ -131,6 +134,22 @@ def test_an_operation_gives_what_its_reference_gives(ops: Ops, name: str, T: int
     """On the same device, to the rounding of a few bf16 operations."""
     ours, theirs = ELEMENTWISE[name](ops, T), ELEMENTWISE[name](ops_for(Backend.TORCH), T)
     torch.testing.assert_close(ours.float(), theirs.float(), atol=2.0**-5, rtol=2.0**-6)
+
+
+@pytest.mark.parametrize("T", [1, 3, 16, 64, 300, 2048] if THERE else [3])
+def test_an_fp8_product_is_its_reference(ops: Ops, T: int):
+    """Rows rounded by the kernel, products by torch's `_scaled_mm` with a scale a row and a scale an output; in the
+    fixed order a row alone has the bits it has among all."""
+    amd = torch.version.hip is not None
+    if THERE and not amd and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU multiplies no FP8")
+    numbers = torch.float8_e4m3fnuz if amd else torch.float8_e4m3fn
+    weight, x, bias = Fp8Weight.of(random(208, 512, seed=1), numbers), random(T, 512), random(208, seed=2)
+    ours, theirs = (one.fp8_linear(x, weight, bias) for one in (ops, ops_for(Backend.TORCH)))
+    # rows round alike; sums run in another order, and Hopper's add some of them in less than fp32
+    torch.testing.assert_close(ours.float(), theirs.float(), atol=2.0**-4, rtol=2.0**-6)
+    fixed = ops.fp8_linear(x, weight, bias, fixed=True)
+    assert torch.equal(ops.fp8_linear(x[:1], weight, bias, fixed=True)[0], fixed[0])
 
 
 def draws(ops: Ops, rows: int, vocab: int) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kernels.gpu.architectures import WEIGHT_ROWS, Architecture
+from kernels.gpu.quantised_linear import whole_weight
 from kernels.quantised_linear import QuantisedWeight
 from kernels.table import Backend, ops_for
+from ops.bench.crossover import CARDS, most_rows
 from tests.kernels.conftest import OpsFor, examples
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 2.0**-6}  # sums of up to 512 products; bf16's rounding of sums
@@ -53,41 +56,102 @@ def test_a_weight_differs_from_its_codes_by_half_a_step(bits: int, steps: int):
     assert (error <= reach / steps * (0.501 if bits == 8 else 1.001)).all()  # 4 bits: the zero is rounded too
 
 
-def packed_along(codes: Tensor, order: list[int]) -> Tensor:
-    """[K, N] codes -> [K, N / 8] int32, nibble i of a word being column order[i] of its eight."""
-    words = torch.zeros(codes.shape[0], codes.shape[1] // 8, dtype=torch.int64)
-    for nibble, column in enumerate(order):
-        words |= codes[:, column::8].long() << (4 * nibble)
+def packed_along(codes: Tensor, bits: int, order: list[int]) -> Tensor:
+    """[R, C] codes -> [R, C * bits / 32] int32, field i of a word being column order[i] of those it holds."""
+    each = 32 // bits
+    words = torch.zeros(codes.shape[0], codes.shape[1] // each, dtype=torch.int64)
+    for field, column in enumerate(order):
+        words |= codes[:, column::each].long() << (bits * field)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
 
 
-def test_checkpoints_of_gptq_and_awq_give_the_same_weight():
-    """Each written in its own layout by loops over nibbles here, and read back."""
-    K, N, group = 64, 16, 32
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 16, (K, N), generator=generator)
-    zeros = torch.randint(1, 16, (K // group, N), generator=generator)
-    scales = normal(K // group, N, seed=1).abs()
-    parts = (codes.view(K // group, group, N) - zeros.unsqueeze(1)) * scales.unsqueeze(1)
-    plain, awq_order = list(range(8)), [0, 2, 4, 6, 1, 3, 5, 7]
-    gptq = QuantisedWeight.from_gptq(
-        packed_along(codes.t().contiguous(), plain).t(), packed_along(zeros - 1, plain), scales
-    )
-    awq = QuantisedWeight.from_awq(packed_along(codes, awq_order), packed_along(zeros, awq_order), scales)
-    for weight in (gptq, awq):
-        torch.testing.assert_close(weight.whole(), parts.view(K, N))
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([4, 8]),
+    st.sampled_from([(32, 32), (64, 32), (96, 32), (128, 64), (64, 64)]),
+    st.sampled_from([8, 16, 40]),
+    st.booleans(),
+    st.integers(0, 1),
+)
+def test_what_gptq_and_awq_pack_is_unpacked(
+    seed: int, bits: int, inputs: tuple[int, int], N: int, shuffled: bool, less: int
+):
+    """Any codes and zeros, each written in its own layout by loops over fields here: the weight they stand for, in its
+    own order of inputs, whole and as three parts side by side."""
+    K, group = inputs
+    drawn = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 1 << bits, (K, N), generator=drawn)
+    zeros = torch.randint(less, 1 << bits, (K // group, N), generator=drawn)
+    scales = torch.rand(K // group, N, generator=drawn) + 0.5
+    g_idx = torch.arange(K) // group
+    g_idx = g_idx[torch.randperm(K, generator=drawn)] if shuffled else g_idx
+    expected = (codes - zeros[g_idx]) * scales[g_idx]
+    plain = list(range(32 // bits))
+
+    def gptq(columns: slice) -> QuantisedWeight:
+        packed = packed_along(codes[:, columns].t(), bits, plain).t()
+        packed_zeros = packed_along(zeros[:, columns] - less, bits, plain)
+        return QuantisedWeight.from_gptq(packed, packed_zeros, scales[:, columns], g_idx.int(), bits=bits, less=less)
+
+    torch.testing.assert_close(gptq(slice(0, N)).whole(), expected)
+    third = 8 * max(1, N // 24)
+    parts = [gptq(slice(at, at + third)) for at in range(0, N, third)]
+    torch.testing.assert_close(QuantisedWeight.beside(parts).whole(), expected)
+    if bits == 4 and not shuffled:
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        awq = QuantisedWeight.from_awq(packed_along(codes, 4, order), packed_along(zeros, 4, order), scales)
+        torch.testing.assert_close(awq.whole(), expected)
 
 
-def test_a_row_has_the_same_bits_among_up_to_64_rows():
-    """In Triton, alone, among few and among many: how sums are split does not depend on the batch."""
+def test_inputs_in_another_order_are_multiplied_in_theirs(ops_of: OpsFor):
+    """GPTQ's act-order, on every backend: few rows as codes, many written out."""
+    K, N = 64, 48
+    order = torch.randperm(K, generator=torch.Generator().manual_seed(3))
+    made = QuantisedWeight.of(normal(N, K), 4, 32)
+    weight = QuantisedWeight(made.codes, made.scales, made.zeros, 4, order)
+    for rows in (3, 300):
+        x = normal(rows, K, seed=1)
+        out = ops_of(torch.float32).quantised_linear(x, weight)
+        torch.testing.assert_close(out, x[:, order] @ made.whole(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(out, x @ weight.whole(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_many_rows_are_multiplied_with_the_weight_written_out(bits: int):
+    """In Triton, past the table's number of rows: the same product, and no more of the codes' kernel."""
+    ops, most = ops_for(Backend.TRITON), WEIGHT_ROWS[Architecture.SM_80][bits]
+    weight = QuantisedWeight.of(normal(130, 96).bfloat16(), bits, 32)
+    torch.testing.assert_close(whole_weight(weight, torch.bfloat16), weight.whole(), atol=0, rtol=0)
+    x, bias = normal(most + 1, 96, seed=1).bfloat16(), normal(130, seed=2).bfloat16()
+    expected = x.float() @ weight.whole().float() + bias.float()
+    for rows in (most, most + 1):
+        got = ops.quantised_linear(x[:rows], weight, bias)
+        torch.testing.assert_close(got.float(), expected[:rows], atol=2.0**-3, rtol=2.0**-6)
+
+
+def test_the_table_of_rows_is_what_is_counted():
+    """Bytes and operations of each architecture's largest card say from where on writing out pays."""
+    assert {kind: {bits: most_rows(card, bits) for bits in (4, 8)} for kind, card in CARDS.items()} == WEIGHT_ROWS
+
+
+def test_in_the_fixed_order_a_row_has_the_same_bits_among_any_number():
+    """In Triton, alone, among few and among more than are written out otherwise: how sums are split does not depend on
+    the batch."""
     ops = ops_for(Backend.TRITON)
-    x, weight = normal(64, 1024).bfloat16(), QuantisedWeight.of(normal(70, 1024, seed=1).bfloat16(), 4, 64)
-    whole = ops.quantised_linear(x, weight)
+    x, weight = normal(70, 1024).bfloat16(), QuantisedWeight.of(normal(70, 1024, seed=1).bfloat16(), 4, 64)
+    whole = ops.quantised_linear(x, weight, fixed=True)
     for rows in (1, 2, 17):
-        assert torch.equal(ops.quantised_linear(x[:rows], weight), whole[:rows])
+        assert torch.equal(ops.quantised_linear(x[:rows], weight, fixed=True), whole[:rows])
 
 
 def test_groups_that_do_not_fit_are_refused():
-    """By their size and what they must divide."""
+    """By their size and what they must divide; an order that gives groups unlike numbers of inputs; unlike parts."""
     with pytest.raises(ValueError, match="divide the 100 inputs"):
         QuantisedWeight.of(torch.zeros(4, 100), 4, 64)
+    zeros = torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="g_idx does not give 32 inputs to each of 2 groups"):
+        QuantisedWeight.from_gptq(torch.zeros(8, 8, dtype=torch.int32), zeros, torch.ones(2, 8), torch.zeros(64).int())
+    four, eight = (QuantisedWeight.of(torch.zeros(8, 64), bits, 64) for bits in (4, 8))
+    with pytest.raises(ValueError, match="differ in bits"):
+        QuantisedWeight.beside([four, eight])

@@ -31,13 +31,18 @@ class Recipe:
 
     def make(self) -> PreTrainedModel:
         """A model in fp32, seeded, with weights as the module's docstring has them."""
-        shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3, **self.fields}
+        shape = {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 3,
+            "intermediate_size": 112,
+            **self.fields,
+        }
         torch.manual_seed(20)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             self.config(
                 vocab_size=VOCAB,
                 hidden_size=64,
-                intermediate_size=112,
                 max_position_embeddings=MAX_LEN,
                 rms_norm_eps=1e-5,
                 **shape,

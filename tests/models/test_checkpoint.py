@@ -15,7 +15,7 @@ from kernels.table import Backend, ops_for
 from tests.models.checkpoints import Shelf
 from tests.models.direct import decoder_of
 from worker.models.checkpoint import Checkpoint, locate
-from worker.models.config import ModelError
+from worker.models.errors import ModelError
 
 WHOLE, SHARDED = "llama, llama3 rope", "qwen3, sharded"
 INDEX = "model.safetensors.index.json"

@@ -12,7 +12,9 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.models.checkpoints import LLAMA3, RECIPES, Shelf
-from worker.models.config import ARCHITECTURES, ModelConfig, ModelError, RopeConfig, parse_config, read_config
+from worker.models.config import ARCHITECTURES, ModelConfig, RopeConfig, parse_config, read_config
+from worker.models.errors import ModelError
+from worker.models.quantisation import Layout, Quantisation
 from worker.models.rope import inverse_frequencies
 
 SMALLEST = {
@@ -114,8 +116,11 @@ LLAMA = {**SMALLEST, "architectures": ["LlamaForCausalLM"]}
         ({"architectures": []}, r"architecture \(none named\) is not supported"),
         ({"architectures": "LlamaForCausalLM"}, r"architecture \(none named\) is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; expected 'silu'"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantised weights \(awq\)"),
-        ({"quantization_config": "awq"}, r"quantised weights \(awq\)"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            "'bitsandbytes' is not supported; expected awq, gptq",
+        ),
+        ({"quantization_config": "awq"}, "quantization_config must be an object, got 'awq'"),
         ({"hidden_size": None}, "hidden_size must be a positive whole number, got None"),
         ({"vocab_size": -1}, "vocab_size must be a positive whole number, got -1"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers must be a positive whole number, got 'two'"),
@@ -142,6 +147,67 @@ def test_what_cannot_run_is_refused_by_name(change: dict[str, Any], says: str):
     with pytest.raises(ModelError, match=says) as refused:
         parse_config({**LLAMA, **change}, None)
     assert "\n" not in str(refused.value)
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "GEMM"}
+WEIGHTS = {"num_bits": 8, "type": "float", "strategy": "channel", "dynamic": False}
+TENSORS = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": WEIGHTS}}}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (None, None),
+        (AWQ, Quantisation(Layout.AWQ, 4, 128)),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}, Quantisation(Layout.AWQ, 4, 64)),
+        (GPTQ, Quantisation(Layout.GPTQ, 4, 128, less=1)),
+        ({**GPTQ, "bits": 8, "group_size": -1, "desc_act": True}, Quantisation(Layout.GPTQ, 8, None, less=1)),
+        ({**GPTQ, "checkpoint_format": "gptq_v2"}, Quantisation(Layout.GPTQ, 4, 128, less=0)),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, Quantisation(Layout.FP8, 8)),
+        (TENSORS, Quantisation(Layout.FP8, 8)),
+    ],
+)
+def test_a_quantisation_is_read(found: dict[str, Any] | None, expected: Quantisation | None):
+    """AWQ's old and new keys, both formats of GPTQ, FP8 by its two writers."""
+    assert parse_config({**LLAMA, "quantization_config": found}, None).quantisation == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ({**AWQ, "bits": 3}, "awq of 3 bits is not supported; expected 4"),
+        ({**AWQ, "version": "gemv"}, "awq version 'gemv' is not supported; expected 'gemm'"),
+        ({**AWQ, "zero_point": False}, "awq without zero_point"),
+        ({**GPTQ, "bits": 3}, "gptq of 3 bits is not supported; expected 4 or 8"),
+        ({**GPTQ, "group_size": 48}, "group_size 48 is not supported; expected a multiple of 32, or -1"),
+        ({**GPTQ, "group_size": None}, "group_size None is not supported"),
+        (
+            {**GPTQ, "checkpoint_format": "marlin"},
+            "checkpoint_format 'marlin' is not supported; expected gptq or gptq_v2",
+        ),
+        ({**GPTQ, "dynamic": {"-:.*down.*": {}}}, "some modules"),
+        ({**GPTQ, "lm_head": True}, "a quantised lm_head is not supported"),
+        (
+            {"quant_method": "fp8", "weight_block_size": [128, 128]},
+            r"scales of blocks \(\[128, 128\]\) is not supported",
+        ),
+        ({**TENSORS, "config_groups": {}}, "compressed-tensors with 0 groups"),
+        (
+            {
+                **TENSORS,
+                "config_groups": {"a": {"weights": {**WEIGHTS, "type": "int", "num_bits": 4, "strategy": "group"}}},
+            },
+            "int of 4 bits, a scale for each group is not supported; expected float of 8 bits",
+        ),
+    ],
+)
+def test_a_quantisation_that_cannot_be_read_is_refused_by_name(found: dict[str, Any], says: str):
+    """What it is, what was expected, and what to take."""
+    with pytest.raises(ModelError, match=says) as refused:
+        parse_config({**LLAMA, "quantization_config": found}, None)
+    assert "\n" not in str(refused.value)
+    assert "take another checkpoint" in str(refused.value)
 
 
 @pytest.mark.parametrize(

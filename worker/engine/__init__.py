@@ -7,6 +7,7 @@ scheduler.py  which sequences run in a step and how many tokens of each; admit a
 budget.py     how many tokens the next step may take, from what steps have taken
 headroom.py   how many pages admission leaves free
 kv_format.py  what pages hold: the model's dtype, or a smaller one with scales
+weight_form.py  what projections are kept as, and what weights take
 resolve.py    what a configuration comes to on this machine: device, dtype, operations, pages
 gpu_fit.py    whether a model can run on the GPU that is here
 gpu_start.py  what an engine runs with on a GPU, in the order in which it needs memory

@@ -10,7 +10,7 @@ from kernels.table import Backend
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 KV_DTYPES = ("auto", "int8", "fp8")
-WEIGHTS = ("auto", "int8")
+WEIGHTS = ("auto", "int8", "int4", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 PAGE_SIZES = (16, 32, 64, 128)
 
@@ -43,9 +43,11 @@ class EngineConfig:
                    bfloat16, float16, float32
     kv_dtype       of K/V in the pages: auto (dtype), int8 (a scale a token and head), fp8; smaller ones where rows are
                    on the device, on the backends torch and triton
-    weights        how those of the layers' linears are stored: auto (dtype), int8 (codes with a scale an output, made
-                   at load); embedding, head and norms stay in dtype. Where there is no such product here they are
-                   stored as with auto, and Engine.slower_because says so
+    weights        how those of the layers' linears are stored: auto (as the checkpoint has them), or rounded at load to
+                   int8 (a scale an output), int4 (a scale and a zero for 128 inputs), fp8 (a scale an output;
+                   activations too, a scale a token); embedding, head and norms stay in dtype. int4 and fp8 on a GPU
+                   alone; where a CPU has no product with int8 they are stored as with auto, and Engine.slower_because
+                   says so
     backend        of the operations: auto (c where it can be had, else torch), c, torch, triton
     deterministic  a token's values do not depend on what else is in the batch
     device         auto (cuda where there is a GPU that torch can use, else cpu), cpu, cuda

@@ -179,6 +179,8 @@ class DeviceRunner:
                 self.run(width, ladder(width), _DRAWS, decodes, None)
         for size in self.sizes:
             self.run_decodes(size)
+        for tokens in (1 << at for at in range(most_tokens.bit_length())):  # products differ by how many rows they have
+            self.run(self._max_rows, ladder(tokens), _DRAWS, 0, None)
         self.run_most_tokens(most_tokens)
 
     def run_most_tokens(self, most_tokens: int) -> None:

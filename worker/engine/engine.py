@@ -28,7 +28,7 @@ from worker.engine.config import ConfigError, EngineConfig, SlowerBackend
 from worker.engine.cuda import CompileWatch
 from worker.engine.device_runner import DeviceRunner
 from worker.engine.devices import HostDevice
-from worker.engine.gpu_fit import find_gpu, refuse_unfit
+from worker.engine.gpu_fit import find_gpu, refuse_fp8_products, refuse_unfit
 from worker.engine.kv_format import KvFormat
 from worker.engine.memory import free_bytes
 from worker.engine.pages import PagePool
@@ -38,9 +38,11 @@ from worker.engine.runner import Drawn, PlainRunner, Read, Runner
 from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, State, refuse_unservable
 from worker.engine.speculation import Speculation
+from worker.engine.weight_form import is_fp8, keep_of, loading_bytes_of, weight_bytes_of, words_of
 from worker.models.checkpoint import Checkpoint, Weights, locate, weight_bytes
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
+from worker.models.projections import Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +149,28 @@ class Engine:
         shape = read_config(directory)
         if device_of(config) == "cuda":
             gpu = find_gpu()
-            kv_format = KvFormat.of(config.kv_dtype, gpu_dtype(config, shape.dtype), is_amd=gpu.is_amd)
-            refuse_unfit(gpu, shape, kv_format, config.page_size, weight_bytes(directory))
+            dtype, keep = gpu_dtype(config, shape.dtype), keep_of(config, shape, narrow=True)
+            if is_fp8(keep, shape.quantisation):
+                refuse_fp8_products(gpu, dtype)
+            kv_format = KvFormat.of(config.kv_dtype, dtype, is_amd=gpu.is_amd)
+            sizes = weight_bytes_of(shape, keep, dtype), loading_bytes_of(shape, keep)
+            refuse_unfit(gpu, shape, kv_format, config.page_size, sizes[0], loading_bytes=sizes[1])
             return cls.from_weights(Checkpoint(directory, torch.device("cuda")), shape, config)
-        dtype = cpu_dtype(config, shape.dtype)
+        # what was rounded to 4 or 8 bits loses nothing by bf16, and fp16 would become fp32 here
+        dtype = cpu_dtype(config, shape.dtype if shape.quantisation is None else "bfloat16")
         max_len = max_len_of(config, shape)
         kv_format = KvFormat.of(config.kv_dtype, dtype)
         on_device = (config.device_rows or config.ahead) and config.backend in (Backend.TORCH, Backend.TRITON)
         if config.kv_dtype != "auto" and not on_device:
             raise ConfigError(f"kv_dtype {config.kv_dtype} is for GPUs; on this CPU give --kv-dtype auto")
-        num_pages = num_pages_of(config, shape, kv_format, max_len, free_bytes() - weight_bytes(directory))
+        keep = keep_of(config, shape, narrow=bool(on_device))
+        taken = weight_bytes(directory) if keep is Keep.AS_READ else weight_bytes_of(shape, keep, dtype)
+        num_pages = num_pages_of(config, shape, kv_format, max_len, free_bytes() - taken)
         max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
             ops, slower_because = cpu_ops(config, shape, dtype)
-            stored, kept_because = stored_weights(config, torch.device("cpu"), dtype)
-            how: dict[str, Any] = {"deterministic": config.deterministic, "stored": stored}
+            stored, kept_because = ("auto", None) if on_device else stored_weights(config, torch.device("cpu"), dtype)
+            how: dict[str, Any] = {"deterministic": config.deterministic, "keep": keep, "stored": stored}
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, **how)
             where = (shape, num_pages, config.page_size, decoder.device)
             kv, scales = kv_format.pages(*where), kv_format.scales(*where)
@@ -190,7 +199,7 @@ class Engine:
             kv = KvFormat.of(config.kv_dtype, dtype)
             return num_pages_of(config, shape, kv, max_len, free, share=1.0)
 
-        made = start(weights, shape, config, dtype, max_len, num_pages)
+        made = start(weights, shape, config, dtype, max_len, num_pages, keep_of(config, shape, narrow=True))
         max_len = min(max_len, made.kv.shape[1] * config.page_size)
         ahead = config.ahead is not False
         engine = cls(made.decoder, made.ops, config, made.kv, made.runner, max_len, ahead=ahead)
@@ -359,7 +368,7 @@ class Engine:
             "backend": self.backend.value,
             "slower_because": self.slower_because,
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
-            "weights": self._decoder.stored,
+            "weights": words_of(self.model, self._decoder.keep, self._decoder.dtype, self._decoder.stored),
             "kv_dtype": str(self._kv.dtype).removeprefix("torch."),
             "vocab_size": self.model.vocab_size,
             "max_rows": self.config.max_rows,

@@ -25,6 +25,7 @@ from worker.engine.kv_format import KvFormat
 from worker.models.checkpoint import Weights
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
+from worker.models.projections import Keep
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ def start(
     dtype: torch.dtype,
     max_len: int,
     num_pages_of: Callable[[int], int],
+    keep: Keep = Keep.AS_READ,
 ) -> Started:
-    """Load, measure, warm up, capture. num_pages_of(bytes): how many pages to make where so many bytes are free.
+    """Load, measure, warm up, capture. num_pages_of(bytes): how many pages to make where so many bytes are free;
+    keep: what projections are kept as.
 
     Raises ConfigError where the backend can't be had or memory is short.
     """
-    if config.weights != "auto":
-        raise ConfigError(f"weights {config.weights} is for CPUs so far; on device cuda give --weights auto")
     seconds, began = dict[str, float](), time.perf_counter()
 
     def done(part: str) -> None:
@@ -65,7 +66,7 @@ def start(
 
     ops = _ops(config)
     done("kernels")
-    decoder = Decoder(weights, model, ops, dtype, max_len=max_len, deterministic=config.deterministic)
+    decoder = Decoder(weights, model, ops, dtype, max_len=max_len, deterministic=config.deterministic, keep=keep)
     done("weights")
     kv = KvFormat.of(config.kv_dtype, dtype, is_amd=torch.version.hip is not None)
 

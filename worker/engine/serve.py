@@ -32,7 +32,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams, SlowerBackend, Unservable
-from worker.models.config import ModelError
+from worker.models.errors import ModelError
 
 Message = tuple[Any, ...]
 

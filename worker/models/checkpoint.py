@@ -7,14 +7,16 @@ data.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from worker.models.config import ModelError
+from worker.models.errors import ModelError
 
 
 def locate(model: str) -> Path:
@@ -96,18 +98,32 @@ class Checkpoint:
 
         Raises ModelError if it is missing, of another shape, or its file is damaged.
         """
+        with self._opened(name) as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"{self._files[name]}: {name} has shape {tuple(tensor.shape)}, but config.json asks for {shape}"
+            )
+        self._taken.add(name)
+        return tensor.to(dtype)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
+        """The file that holds `name`. Raises ModelError if none does or it can't be read."""
         file = self._files.get(name)
         if file is None:
             raise ModelError(f"{self._directory}: the weights hold no tensor {name}; is the checkpoint complete?")
         try:
             with safe_open(file, framework="pt", device=str(self.device)) as tensors:
-                tensor: Tensor = tensors.get_tensor(name)
+                yield tensors
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file} can't be read ({error}); download it again") from None
-        if tuple(tensor.shape) != shape:
-            raise ModelError(f"{file}: {name} has shape {tuple(tensor.shape)}, but config.json asks for {shape}")
-        self._taken.add(name)
-        return tensor.to(dtype)
+
+    def look(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and safetensors' name of the dtype of a tensor that is there. Raises ModelError as `take` does."""
+        with self._opened(name) as tensors:
+            found = tensors.get_slice(name)
+            return tuple(found.get_shape()), str(found.get_dtype())
 
     def refuse_unused(self, prefix: str) -> None:
         """Raise ModelError if nothing took a tensor under `prefix`: weights that are left out give wrong answers.

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-class ModelError(Exception):
-    """The model can't be loaded: files missing, unreadable, or of an architecture not supported. One clear line."""
+from worker.models.errors import ModelError
+from worker.models.quantisation import Quantisation, parse_quantisation
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,22 @@ class ModelConfig:
     windows: tuple[int | None, ...]  # a layer's sliding window, None: sees everything
     dtype: str  # of the checkpoint: float32, float16 or bfloat16
     eos_ids: frozenset[int]
+    quantisation: Quantisation | None = None  # of the checkpoint's projections
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """The products of a layer, as their weights are named in a checkpoint: (outputs, inputs)."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "self_attn.q_proj": (q, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
 
 
 # What `transformers` takes for a key that config.json leaves out, where that differs from one family to another.
@@ -108,6 +123,7 @@ def parse_config(raw: Mapping[str, Any], eos: int | list[int] | None) -> ModelCo
         windows=_windows(raw, architecture, layers),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
         eos_ids=_eos_ids(eos),
+        quantisation=parse_quantisation(raw.get("quantization_config")),
     )
 
 
@@ -144,10 +160,6 @@ def _architecture(raw: Mapping[str, Any]) -> str:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     if (act := raw.get("hidden_act", "silu")) != "silu":
         raise ModelError(f"config.json: hidden_act {act!r} is not supported; expected 'silu'")
-    quantised = raw.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
-        raise ModelError(f"config.json: quantised weights ({method}) are not supported; use the bf16 checkpoint")
 
 
 def _positive(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -19,45 +19,44 @@ from kernels.table import Ops
 from kernels.whole_pass import DecoderWeights
 from worker.models.checkpoint import Checkpoint, Weights
 from worker.models.config import ModelConfig
+from worker.models.projections import Keep, Projections
 from worker.models.rope import cos_sin_table
 
 
 class _Layer:
     """One decoder layer's weights: packed QKV and gate-up, output and down projections, norms."""
 
-    def __init__(self, checkpoint: Weights, config: ModelConfig, index: int, dtype: torch.dtype, **how: Any) -> None:
-        """how: what each Linear is given beside its tensors."""
+    def __init__(
+        self, checkpoint: Weights, projections: Projections, config: ModelConfig, index: int, dtype: torch.dtype
+    ) -> None:
         prefix = f"model.layers.{index}."
-        hidden, D = config.hidden_size, config.head_dim
-        q, kv, inner = config.num_heads * D, config.num_kv_heads * D, config.intermediate_size
+        hidden, D, shapes = config.hidden_size, config.head_dim, config.projections
 
-        def linear(names: dict[str, int], inputs: int, bias: bool) -> Linear:
-            """The projections `names` (with their output sizes) side by side as one product."""
-            weight = [checkpoint.take(f"{prefix}{n}.weight", (size, inputs), dtype) for n, size in names.items()]
-            biases = [checkpoint.take(f"{prefix}{n}.bias", (size,), dtype) for n, size in names.items()] if bias else []
-            return Linear(torch.cat(weight), torch.cat(biases) if bias else None, **how)
+        def linear(bias: bool, *names: str) -> Linear:
+            """The projections `names`, which share their input, side by side as one product."""
+            inputs = shapes[names[0]][1]
+            return projections.linear({f"{prefix}{name}": shapes[name][0] for name in names}, inputs, bias)
 
         def vector(name: str, size: int) -> Tensor:
             return checkpoint.take(f"{prefix}{name}.weight", (size,), dtype)
 
-        attn, mlp = "self_attn.", "mlp."
-        self.qkv = linear({f"{attn}q_proj": q, f"{attn}k_proj": kv, f"{attn}v_proj": kv}, hidden, config.qkv_bias)
-        self.o = linear({f"{attn}o_proj": hidden}, q, config.output_bias)
-        self.gate_up = linear({f"{mlp}gate_proj": inner, f"{mlp}up_proj": inner}, hidden, config.mlp_bias)
-        self.down = linear({f"{mlp}down_proj": hidden}, inner, config.mlp_bias)
+        self.qkv = linear(config.qkv_bias, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self.o = linear(config.output_bias, "self_attn.o_proj")
+        self.gate_up = linear(config.mlp_bias, "mlp.gate_proj", "mlp.up_proj")
+        self.down = linear(config.mlp_bias, "mlp.down_proj")
         self.input_norm = vector("input_layernorm", hidden)
         self.post_norm = vector("post_attention_layernorm", hidden)
-        self.q_norm = vector(f"{attn}q_norm", D) if config.qk_norm else None
-        self.k_norm = vector(f"{attn}k_norm", D) if config.qk_norm else None
+        self.q_norm = vector("self_attn.q_norm", D) if config.qk_norm else None
+        self.k_norm = vector("self_attn.k_norm", D) if config.qk_norm else None
         self.window = config.windows[index]
 
 
 class Decoder:
     """A causal language model's weights and its forward pass.
 
-    dtype is that of weights, activations and logits; stored "int8": the weights of the layers' linears are stored so
-    (Linear), while embedding, head and norms stay in dtype. `deterministic` makes a token's values independent of the
-    batch.
+    dtype is that of weights, activations and logits; keep: what the layers' linears are kept as (Projections), stored:
+    how Linear stores those that are plain, while embedding, head and norms stay in dtype. `deterministic` makes a
+    token's values independent of the batch.
     Raises ModelError if the checkpoint lacks a tensor, has one of another shape, or one that nothing here uses.
     """
 
@@ -70,17 +69,19 @@ class Decoder:
         *,
         max_len: int,
         deterministic: bool,
+        keep: Keep = Keep.AS_READ,
         stored: str = "auto",
     ) -> None:
         """weights: a directory, whose tensors are taken to the CPU, or where to take them from."""
         checkpoint = Checkpoint(weights) if isinstance(weights, Path) else weights
         self.device = checkpoint.device
         shape = (config.vocab_size, config.hidden_size)
-        self.config, self.dtype, self.stored = config, dtype, stored
+        self.config, self.dtype, self.keep, self.stored = config, dtype, keep, stored
         self._ops, self._deterministic = ops, deterministic
         self._embedding = checkpoint.take("model.embed_tokens.weight", shape, dtype)
-        how: dict[str, Any] = {"deterministic": deterministic, "weights": stored}
-        self._layers = [_Layer(checkpoint, config, i, dtype, **how) for i in range(config.num_layers)]
+        how: dict[str, Any] = {"deterministic": deterministic, "weights": stored, "products": ops}
+        projections = Projections(checkpoint, dtype, config.quantisation, keep, **how)
+        self._layers = [_Layer(checkpoint, projections, config, i, dtype) for i in range(config.num_layers)]
         self._norm = checkpoint.take("model.norm.weight", (config.hidden_size,), dtype)
         tied = config.tied_embeddings or "lm_head.weight" not in checkpoint
         head = self._embedding if tied else checkpoint.take("lm_head.weight", shape, dtype)
