@@ -108,7 +108,7 @@ def test_neighbours_that_ask_for_something_change_nobodys_tokens(engine_of: Engi
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "tight",
-    [{"token_budget": 8}, {"num_pages": 12}, {"max_rows": 3, "page_size": 32}],
+    [{"token_budget": 16}, {"num_pages": 12}, {"max_rows": 3, "page_size": 32}],
     ids=["cut up", "preempted", "few rows"],
 )
 def test_in_deterministic_mode_tokens_and_log_probabilities_are_the_same_to_the_bit(

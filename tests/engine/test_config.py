@@ -30,6 +30,10 @@ GIB = 1 << 30
     ("given", "says"),
     [
         ({"max_rows": 0}, "max_rows must be at least 1; got 0"),
+        (
+            {"max_rows": 4, "token_budget": 15, "page_size": 16},
+            r"token_budget must be at least page_size \(16\), .*; got 15",
+        ),
         ({"max_rows": 64, "token_budget": 63}, r"token_budget must be at least max_rows \(64\), .*; got 63"),
         ({"page_size": 17}, r"page_size must be one of \(16, 32, 64, 128\); got 17"),
         ({"page_size": 128, "deterministic": True}, "page_size must be a divisor of 64 in deterministic mode; got 128"),

@@ -81,7 +81,7 @@ def test_the_demo_model_says_the_same_with_drafts_and_without(temperature: float
 
 @pytest.mark.parametrize(
     "tight",
-    [{"num_pages": 14}, {"token_budget": 12}, {"max_rows": 3, "page_size": 32}, {"prefix_cache": False}],
+    [{"num_pages": 14}, {"token_budget": 16}, {"max_rows": 3, "page_size": 32}, {"prefix_cache": False}],
     ids=["preempted", "cut up", "few rows", "no prefix cache"],
 )
 def test_drafts_change_no_token_whatever_else_happens(engine_of: EngineOf, foretold: Foretold, tight: dict[str, int]):
@@ -176,11 +176,11 @@ def test_drafts_end_where_the_text_may(engine_of: EngineOf, foretold: Foretold):
 def test_a_step_with_drafts_stays_within_the_token_budget(engine_of: EngineOf, foretold: Foretold):
     """Drafts take what decodes and prompts leave of it."""
     foretold(PROMPTS, texts(engine_of(max_drafts=0), PROMPTS, PARAMS))
-    engine = engine_of(max_rows=8, token_budget=12)
+    engine = engine_of(max_rows=8, token_budget=16)
     for at, (prompt, own) in enumerate(zip(PROMPTS, PARAMS, strict=True)):
         engine.add(at, prompt, own)
     while engine.has_work:
-        assert engine.step().tokens <= 12
+        assert engine.step().tokens <= 16
     assert engine.stats.drafted_tokens > 0
 
 

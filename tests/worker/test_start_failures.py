@@ -159,6 +159,12 @@ def test_a_token_budget_below_the_rows(engine_refusal):
     assert said.startswith("token_budget must be at least max_rows (16)")
 
 
+def test_a_token_budget_below_a_page(engine_refusal):
+    """The page's size is in the line."""
+    said = engine_refusal("--max-rows", "4", "--token-budget", "8")
+    assert said.startswith("token_budget must be at least page_size (32)")
+
+
 def test_a_kernel_cache_that_can_not_be_written_is_told_once_and_done_without(
     start_worker, redis_url, tmp_path, monkeypatch
 ):

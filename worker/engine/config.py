@@ -28,7 +28,7 @@ class EngineConfig:
     """Settings of one engine.
 
     max_rows       seats in the batch: sequences decoded at once
-    token_budget   most tokens in a step, prompt chunks and decodes together
+    token_budget   most tokens in a step, prompt chunks and decodes together; at least max_rows and page_size
     step_time_s    seconds that a step with a chunk of a prompt aims to take while others decode, which is how long a
                    long prompt holds them up: the chunk is made shorter for it (to 64 tokens at least); None: it is not
     page_size      tokens a page: 16, 32, 64 or 128
@@ -95,6 +95,12 @@ class EngineConfig:
             "above 0 and at most 60 seconds, or None",
         )
         self._expect(self.page_size in PAGE_SIZES, "page_size", self.page_size, f"one of {PAGE_SIZES}")
+        self._expect(
+            self.token_budget >= self.page_size,
+            "token_budget",
+            self.token_budget,
+            f"at least page_size ({self.page_size}), so that a prompt fills a page in a step",
+        )
         self._expect(
             not self.deterministic or KEY_BLOCK % self.page_size == 0,
             "page_size",
