@@ -391,7 +391,7 @@ class Result(Message):
 
 def invalid(error: ErrorDetails, model: type[BaseModel]) -> InvalidJob:
     """pydantic's finding in our words: which field, what it was, what it may be."""
-    field = ".".join(str(part) for part in error["loc"]) or model.__name__
+    field = ".".join(str(part) for part in error["loc"] if part != "[key]") or model.__name__
     if error["type"] == "extra_forbidden":
         return InvalidJob(field, "an unknown field", f"one of {', '.join(model.model_fields)}")
     if error["type"] == "missing":

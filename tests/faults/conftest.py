@@ -15,7 +15,7 @@ import pytest
 
 from ops import redis_server as redis_servers
 from producer import Producer
-from producer.protocol import Event, Started, Tokens
+from producer.protocol import Event, Started, TokenLogprob, Tokens
 from tests.conftest import wait_for
 from tests.worker.process import WorkerProcess
 
@@ -70,6 +70,11 @@ class Reader(threading.Thread):
         return token_ids
 
     @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Those of the tokens it got, where the job asks for them."""
+        return [one for event in self.events if isinstance(event, Tokens) for one in event.logprobs or ()]
+
+    @property
     def starts(self) -> list[Started]:
         """Each time a worker took the job."""
         return [event for event in self.events if isinstance(event, Started)]
@@ -112,16 +117,16 @@ class Fleet:
             yield
 
     @contextmanager
-    def in_mid_sentence(self, jobs: int = 1) -> Iterator[list[Reader]]:
+    def in_mid_sentence(self, jobs: int = 1, **asked: Any) -> Iterator[list[Reader]]:
         """Readers of so many long jobs: all have begun, and none comes to its end within, however fast the machine."""
         with self.slow():
-            readers = [self.submit() for _ in range(jobs)]
+            readers = [self.submit(**asked) for _ in range(jobs)]
             wait_for(lambda: all(reader.offset > 5 for reader in readers), 60, "all jobs are in mid-sentence")
             yield readers
 
-    def submit(self) -> Reader:
-        """A long job, as the one who follows it sees it."""
-        return Reader(self.url, self.queue, self.producer.submit(**LONG))
+    def submit(self, **asked: Any) -> Reader:
+        """A long job, as the one who follows it sees it; `asked` beside what is asked of all."""
+        return Reader(self.url, self.queue, self.producer.submit(**LONG, **asked))
 
     def undisturbed(self) -> list[int]:
         """What the same job gives when nothing happens. Needs a worker the first time."""

@@ -51,6 +51,23 @@ def test_a_killed_workers_job_goes_on_elsewhere_in_mid_sentence(fleet, in_mid_se
     wait_until(lambda: is_gone(engine), 30, "the killed worker's engine has ended too")
 
 
+def test_what_a_job_asks_for_goes_on_with_it(fleet):
+    """SIGKILL: penalties count what the first owner wrote, and log-probabilities are of every token, each once."""
+    fleet.of(2)
+    asked = {"logprobs": 2, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
+    undisturbed = fleet.submit(**asked)
+    tokens = undisturbed.to_the_end()
+    with fleet.in_mid_sentence(**asked) as (reader,):
+        first, _ = fleet.holder_of(reader.job)
+        first.signal(signal.SIGKILL)
+
+    assert reader.to_the_end() == tokens
+    assert fleet.producer.status(reader.job).deliveries == 2
+    assert len(reader.logprobs) == len(tokens)
+    assert reader.logprobs == undisturbed.logprobs
+    assert fleet.producer.result(reader.job).logprobs == tuple(reader.logprobs)
+
+
 def test_a_worker_that_loses_its_engine_hands_its_jobs_back_and_ends(fleet, in_mid_sentence):
     """SIGKILL of the engine, as the kernel does when memory runs out: exit code 3, and nobody waits for a lease."""
     with in_mid_sentence() as (reader, first, second):
