@@ -25,6 +25,9 @@ def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def token_scales(entries: Tensor, dtype: torch.dtype) -> Tensor:
-    """[...] fp32 for entries [..., D]: what takes the greatest of each head to the greatest of dtype; 1 for zeros."""
+    """[...] fp32 for entries [..., D]: what takes the greatest of each head to the greatest of dtype; 1 for zeros.
+
+    NaN where an entry is: it must not come back as a number.
+    """
     greatest = entries.float().abs().amax(-1) / LARGEST[dtype]
-    return torch.where(greatest > 0, greatest, 1.0)
+    return greatest.masked_fill(greatest == 0, 1.0)

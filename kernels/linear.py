@@ -15,13 +15,14 @@ number of rows to a short ladder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.product import PackedWeight, has_product
+from kernels.cpu.product_int8 import Int8Weight, int8_refused_in_c
 from kernels.narrow_linear import NarrowProducts, Weight, narrow_product
 
 _PACK_ROWS = 64  # the width that packing is tuned for; any width works
@@ -53,17 +54,19 @@ class Linear:
         self._deterministic = deterministic
         self._plain: Tensor | None = None
         self._packed: Tensor | None = None
-        self.in_c: PackedWeight | None = None
+        self.in_c: PackedWeight | Int8Weight | None = None
         self._narrow: Callable[[Tensor, Tensor | None], Tensor] | None = None
         if not isinstance(weight, Tensor):
             assert products is not None, "a weight of fewer bits takes a table's products"
             self.out_features, self.in_features = weight.out_features, weight.in_features
             self._narrow = narrow_product(weight, products, fixed=deterministic)
             return
-        assert weights == "auto" or int8_refused(weight.device, weight.dtype) is None, "weights can't be int8 here"
         self.out_features, self.in_features = weight.shape
         self._plain = weight
-        if has_product(weight):
+        if weights == "int8":
+            self.in_c = Int8Weight(weight)
+            self._plain = None
+        elif has_product(weight):
             self.in_c = PackedWeight(weight)
             self._plain = None
         elif can_pack(weight.device, weight.dtype):
@@ -98,9 +101,11 @@ class Linear:
         return out
 
 
-def int8_refused(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why weights of a model in this dtype can't be stored as int8 on this device, or None."""
-    return f"there is no product with int8 weights for {dtype} on {device.type} yet"
+def int8_refused(device: torch.device, dtype: torch.dtype, inputs: Collection[int]) -> str | None:
+    """Why weights of a model in this dtype, with so many inputs, can't be stored as int8 on this device, or None."""
+    if device.type != "cpu":
+        return f"there is no product with int8 weights on {device.type} yet"
+    return int8_refused_in_c(dtype, inputs)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

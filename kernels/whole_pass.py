@@ -47,12 +47,13 @@ class DecoderWeights:
 
 
 class WholePass(Protocol):
-    """whole_pass(batch, kv) -> logits [L, vocab] model dtype, a new tensor; the batch's K and V are written.
+    """whole_pass(batch, kv, kv_scales=None) -> logits [L, vocab] model dtype, a new tensor; writes the batch's K and V.
 
-    kv [layers, pages, 2, Hkv, page_size, D]. Any T and L do: a token's values depend on no other's.
+    kv [layers, pages, 2, Hkv, page_size, D] model dtype; or int8 with kv_scales, of kv's shape without D. Any T and L
+    do: a token's values depend on no other's.
     """
 
-    def __call__(self, batch: FlatBatch, kv: Tensor, /) -> Tensor: ...
+    def __call__(self, batch: FlatBatch, kv: Tensor, kv_scales: Tensor | None = None, /) -> Tensor: ...
 
 
 class WholePassOf(Protocol):

@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     headroom: float = Field(0.2, ge=0, le=1, description="share of running jobs' possible growth left free, at first")
     max_drafts: int = Field(16, ge=0, description="most tokens guessed from a job's own text and checked at once")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="of weights and K/V")
-    kv_dtype: Literal["auto", "int8", "fp8"] = Field("auto", description="of K/V in the pages; smaller ones on a GPU")
+    kv_dtype: Literal["auto", "int8", "fp8"] = Field("auto", description="of K/V in the pages; fp8 on a GPU alone")
     weights: Literal["auto", "int8", "int4", "fp8"] = Field(
         "auto", description="how the layers' are stored; auto: as the checkpoint has them; int4 and fp8 on a GPU"
     )

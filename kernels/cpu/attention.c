@@ -7,6 +7,10 @@
 // Threads share decode rows by (row, chunk, some K/V heads) and prompts by (row, K/V head, tile of queries). A decode
 // row goes span by span with its heads inside, because a page's heads lie side by side: runs of 8 KB, which is a page
 // of one head, come from memory at half the rate of runs of 64 KB (measured).
+//
+// Pages may hold codes (int8) with scales: a code is exact as an element, products and sums are those of the codes, and a
+// key's scale is multiplied into its score, a value's into its weight. Decode widens codes as it loads them; a tile of a
+// prompt, whose rows go through them many times, widens a chunk once.
 #include "operations.h"
 #include "threads.h"
 
@@ -26,7 +30,8 @@
 #define STATES 64   // most query rows of a decode item
 
 typedef struct {
-    const element *kv;          // [pages, 2, Hkv, page_size, D]
+    const void *kv;             // [pages, 2, Hkv, page_size, D] elements, or codes where there are scales
+    const float *scales;        // [pages, 2, Hkv, page_size], or NULL
     const int32_t *page_table;  // [R, P]
     int64_t pages_a_row;        // P
     int kv_heads, page_size, D;
@@ -36,13 +41,38 @@ typedef struct {
 
 typedef struct {
     float top, total;
-    vf sum[VECTORS];  // two and two as load_two has them
+    vf sum[VECTORS];  // two and two as load_values has them
 } State;
 
-INLINE const element *page_of(const Keys *k, int64_t row, int64_t key, int head, int side) {
+// Where a key or value of a head lies, counted in such.
+INLINE int64_t place_of(const Keys *k, int64_t row, int64_t key, int head, int side) {
     int64_t page = k->page_table[row * k->pages_a_row + key / k->page_size];
-    return k->kv + (((page * 2 + side) * k->kv_heads + head) * k->page_size + key % k->page_size) * k->D;
+    return ((page * 2 + side) * k->kv_heads + head) * k->page_size + key % k->page_size;
 }
+
+// Sixteen of them times their scales.
+INLINE vf scaled(vf x, const Keys *k, int64_t place) { return k->scales ? x * load_float(k->scales + place) : x; }
+
+// `narrow`: what is stored are codes. It is known where the code is made.
+INLINE int bytes_of(int count, int narrow) { return narrow ? count : count * (int)sizeof(element); }
+INLINE const void *behind(const void *p, int64_t count, int narrow) {
+    return narrow ? (const void *)((const int8_t *)p + count) : (const void *)((const element *)p + count);
+}
+INLINE vf load_stored(const void *p, int64_t at, int narrow) {
+    return narrow ? load_codes((const int8_t *)p + at) : load((const element *)p + at);
+}
+INLINE void load_values(const void *p, int64_t at, int narrow, vf *a, vf *b) {
+    if (narrow) *a = load_codes((const int8_t *)p + at), *b = load_codes((const int8_t *)p + at + LANES);
+    else load_two((const element *)p + at, a, b);
+}
+
+#if defined(ELEMENT_BF16) && defined(__AVX512BF16__)
+INLINE __m512bh load_pairs(const void *p, int64_t at, int narrow) {
+    if (!narrow) return (__m512bh)_mm512_loadu_si512((const element *)p + at);
+    const int8_t *codes = (const int8_t *)p + at;
+    return _mm512_cvtne2ps_pbh((__m512)load_codes(codes + LANES), (__m512)load_codes(codes));
+}
+#endif
 
 #if defined(__x86_64__)  // into the second cache: a span takes the whole first one
 #define FETCH(p) __builtin_prefetch((p), 0, 2)
@@ -50,10 +80,9 @@ INLINE const element *page_of(const Keys *k, int64_t row, int64_t key, int head,
 #define FETCH(p) __builtin_prefetch((p), 0, 3)
 #endif
 
-// Have `count` elements come from memory before their time; a cache line holds LINE of them.
-#define LINE ((int)(64 / sizeof(element)))
-INLINE void fetch(const element *p, int count) {
-    for (int i = 0; i < count; i += LINE) FETCH(p + i);
+// Have so many bytes come from memory before their time.
+INLINE void fetch(const void *p, int bytes) {
+    for (int i = 0; i < bytes; i += 64) FETCH((const char *)p + i);
 }
 
 // Sixteen vectors to the vector of their sums. Always the same tree.
@@ -76,17 +105,16 @@ INLINE vf sums(vf *x) {
 
 // Scores of `rows` query rows against BLOCK keys. Products of bf16 are exact in fp32; pairs of them where the processor
 // adds these up by itself. later: a block of keys to be fetched meanwhile, or NULL.
-INLINE void score(const element *const *q, const element *keys, const element *later, int rows, int D, vf *scores) {
+INLINE void score(const element *const *q, const void *keys, const void *later, int rows, int D, int narrow, vf *scores) {
     vf part[GROUP][BLOCK];
 #if defined(ELEMENT_BF16) && defined(__AVX512BF16__)
     if (D % (2 * LANES) == 0) {
         for (int j = 0; j < BLOCK; j += 2) {
             __m512 a[GROUP], b[GROUP];
-            if (later) fetch(later + j * D, 2 * D);
+            if (later) fetch(behind(later, j * D, narrow), bytes_of(2 * D, narrow));
             for (int m = 0; m < rows; m++) a[m] = b[m] = _mm512_setzero_ps();
             for (int d = 0; d < D; d += 2 * LANES) {
-                __m512bh k0 = (__m512bh)_mm512_loadu_si512(keys + j * D + d);
-                __m512bh k1 = (__m512bh)_mm512_loadu_si512(keys + (j + 1) * D + d);
+                __m512bh k0 = load_pairs(keys, j * D + d, narrow), k1 = load_pairs(keys, (j + 1) * D + d, narrow);
                 for (int m = 0; m < rows; m++) {
                     __m512bh own = (__m512bh)_mm512_loadu_si512(q[m] + d);
                     a[m] = _mm512_dpbf16_ps(a[m], own, k0);
@@ -104,9 +132,9 @@ INLINE void score(const element *const *q, const element *keys, const element *l
         for (int d = 0; d < D / LANES; d++) wide[m][d] = load(q[m] + d * LANES);
     for (int j = 0; j < BLOCK; j += 2) {
         vf a[GROUP] = {}, b[GROUP] = {};
-        if (later) fetch(later + j * D, 2 * D);
+        if (later) fetch(behind(later, j * D, narrow), bytes_of(2 * D, narrow));
         for (int d = 0; d < D / LANES; d++) {
-            vf k0 = load(keys + j * D + d * LANES), k1 = load(keys + (j + 1) * D + d * LANES);
+            vf k0 = load_stored(keys, j * D + d * LANES, narrow), k1 = load_stored(keys, (j + 1) * D + d * LANES, narrow);
             for (int m = 0; m < rows; m++) {
                 a[m] += wide[m][d] * k0;
                 b[m] += wide[m][d] * k1;
@@ -119,18 +147,19 @@ INLINE void score(const element *const *q, const element *keys, const element *l
 
 // Weighted sum of `count` values, of blocks one after the other, onto each row's state: vectors [d, d + n) of it.
 // later: blocks of values to be fetched meanwhile, or NULL.
-INLINE void gather(const float (*weight)[SPAN], const element *const *values, const element *const *later, int rows,
-                   int count, int D, int d, int n, State *state) {
+INLINE void gather(const float (*weight)[SPAN], const void *const *values, const void *const *later, int rows, int count,
+                   int D, int narrow, int d, int n, State *state) {
     vf sum[GROUP][VECTORS];
     for (int m = 0; m < rows; m++)
         for (int i = 0; i < n; i++) sum[m][i] = state[m].sum[d + i];
     for (int j = 0; j < count; j++) {
-        const element *v = values[j / BLOCK] + j % BLOCK * D + d * LANES;
-        if (later) fetch(later[j / BLOCK] + j % BLOCK * D + d * LANES, n * LANES);
+        const void *v = values[j / BLOCK];
+        int64_t at = j % BLOCK * D + d * LANES;
+        if (later) fetch(behind(later[j / BLOCK], at, narrow), bytes_of(n * LANES, narrow));
         for (int i = 0; i < n; i += 2) {
             vf v0, v1 = splat(0.0f);
-            if (i + 1 < n) load_two(v + i * LANES, &v0, &v1);
-            else v0 = load(v + i * LANES);
+            if (i + 1 < n) load_values(v, at + i * LANES, narrow, &v0, &v1);
+            else v0 = load_stored(v, at + i * LANES, narrow);
             for (int m = 0; m < rows; m++) {
                 sum[m][i] += weight[m][j] * v0;
                 if (i + 1 < n) sum[m][i + 1] += weight[m][j] * v1;
@@ -159,25 +188,30 @@ typedef struct {
 
 // Up to SPAN keys [key, to) onto the states of `rows` query rows at positions pos. later: keys whose first SPAN come next.
 INLINE void attend(const Keys *k, int64_t row, int head, const element *const *q, const int64_t *pos, int rows, int D,
-                   int64_t key, int64_t to, const Later *later, State *state) {
+                   int narrow, int64_t key, int64_t to, const Later *later, State *state) {
     static const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     int count = to - key < SPAN ? (int)(to - key) : SPAN, blocks = (count + BLOCK - 1) / BLOCK;
     vf scores[BLOCKS][GROUP];
     float weight[GROUP][SPAN];
-    const element *values[BLOCKS], *later_values[BLOCKS];
+    const void *values[BLOCKS], *later_values[BLOCKS];
+    int64_t key_place[BLOCKS], value_place[BLOCKS];
     for (int b = 0; b < blocks; b++) {
-        const element *keys = page_of(k, row, key + b * BLOCK, head, 0), *later_keys = keys;
-        values[b] = later_values[b] = page_of(k, row, key + b * BLOCK, head, 1);
+        int64_t own_key = place_of(k, row, key + b * BLOCK, head, 0), later_key = own_key;
+        int64_t own_value = place_of(k, row, key + b * BLOCK, head, 1), later_value = own_value;
         if (later && later->key + b * BLOCK < later->to) {
-            later_keys = page_of(k, later->row, later->key + b * BLOCK, head, 0);
-            later_values[b] = page_of(k, later->row, later->key + b * BLOCK, head, 1);
+            later_key = place_of(k, later->row, later->key + b * BLOCK, head, 0);
+            later_value = place_of(k, later->row, later->key + b * BLOCK, head, 1);
+            if (narrow) FETCH(k->scales + later_key), FETCH(k->scales + later_value);
         }
-        score(q, keys, later ? later_keys : NULL, rows, D, scores[b]);
+        key_place[b] = own_key, value_place[b] = own_value;
+        values[b] = behind(k->kv, own_value * D, narrow), later_values[b] = behind(k->kv, later_value * D, narrow);
+        const void *later_keys = later ? behind(k->kv, later_key * D, narrow) : NULL;
+        score(q, behind(k->kv, own_key * D, narrow), later_keys, rows, D, narrow, scores[b]);
     }
     for (int m = 0; m < rows; m++) {
         vf seen_scores[BLOCKS], most = splat(-INFINITY), total = splat(0.0f);
         for (int b = 0; b < blocks; b++) {
-            vf s = scores[b][m] * k->scale;
+            vf s = scaled(scores[b][m], k, key_place[b]) * k->scale;
             if (k->soft_cap > 0) s = capped(s, k->soft_cap);
             int64_t last = pos[m] - key - b * BLOCK, first = k->window ? last - k->window + 1 : 0;
             vi seen = (vi)(lane <= (int32_t)(last < BLOCK ? (last < -1 ? -1 : last) : BLOCK)) &
@@ -195,13 +229,15 @@ INLINE void attend(const Keys *k, int64_t row, int head, const element *const *q
         for (int b = 0; b < blocks; b++) {
             vf w = state[m].top > -INFINITY ? exponential(seen_scores[b] - state[m].top) : splat(0.0f);
             total += w;
+            w = scaled(w, k, value_place[b]);
             memcpy(weight[m] + b * BLOCK, &w, sizeof w);
         }
         state[m].total += sum(total);
     }
     int n = rows <= 2 ? 8 : 4;  // vectors of all rows that stay in registers: 16 of 32
     for (int d = 0; d < D / LANES; d += n)
-        gather((const float(*)[SPAN])weight, values, later ? later_values : NULL, rows, count, D, d, D / LANES - d < n ? D / LANES - d : n, state);
+        gather((const float(*)[SPAN])weight, values, later ? later_values : NULL, rows, count, D, narrow, d,
+               D / LANES - d < n ? D / LANES - d : n, state);
 }
 
 // Add a later chunk to an earlier one.
@@ -214,11 +250,15 @@ INLINE void merge(State *into, const State *more, int D) {
     for (int d = 0; d < D / LANES; d++) into->sum[d] = into->sum[d] * a + more->sum[d] * b;
 }
 
-INLINE void write(element *out, const State *state, int D) {
+// narrow: sums lie as load_values has those of codes.
+INLINE void write(element *out, const State *state, int D, int narrow) {
     for (int d = 0; d < D / LANES; d += 2) {
-        vf a = state->sum[d] / state->total;
-        if (d + 1 < D / LANES) store_two(out + d * LANES, a, state->sum[d + 1] / state->total);
-        else store(out + d * LANES, a);
+        vf a = state->sum[d] / state->total, b = d + 1 < D / LANES ? state->sum[d + 1] / state->total : a;
+        if (d + 1 < D / LANES && !narrow) store_two(out + d * LANES, a, b);
+        else {
+            store(out + d * LANES, a);
+            if (d + 1 < D / LANES) store(out + (d + 1) * LANES, b);
+        }
     }
 }
 
@@ -243,36 +283,84 @@ INLINE int64_t first_key(const Keys *k, int64_t pos) {
         default: { int SIZE = D; call; } break;         \
     }
 
-// GROUP or fewer query rows of a prompt, of one K/V head, through all their chunks.
-INLINE void run_rows(const Keys *k, int64_t row, int head, const element *const *q, const int64_t *pos, int rows, int D,
-                     State *state) {
-    int64_t last = 0, start = INT64_MAX;
+typedef struct {
+    int64_t start, end;
+} Range;  // of keys
+
+// All that query rows at positions pos see, from the beginning of a span.
+INLINE Range seen_by(const Keys *k, const int64_t *pos, int rows) {
+    Range seen = {INT64_MAX, 0};
     for (int m = 0; m < rows; m++) {
-        last = pos[m] > last ? pos[m] : last;
         int64_t first = first_key(k, pos[m]);
-        start = first < start ? first : start;
+        seen.start = first < seen.start ? first : seen.start;
+        seen.end = pos[m] + 1 > seen.end ? pos[m] + 1 : seen.end;
     }
-    for (int64_t chunk = start / CHUNK; chunk <= last / CHUNK; chunk++) {
-        int64_t from = chunk * CHUNK, to = from + CHUNK < last + 1 ? from + CHUNK : last + 1;
-        State part[GROUP];
-        State *target = from <= start ? state : part;
-        begin(target, rows, D);
-        for (int64_t key = from > start ? from : start; key < to; key += SPAN)
-            attend(k, row, head, q, pos, rows, D, key, to, NULL, target);
-        if (target == part)
-            for (int m = 0; m < rows; m++)
-                if (part[m].top > -INFINITY) merge(&state[m], &part[m], D);
-    }
+    return seen;
 }
 
-// A prompt's query rows of one K/V head, GROUP at a time.
+// GROUP or fewer query rows of a prompt, of one K/V head, through the keys `seen` of one chunk of elements: onto their
+// states, or where it is the first into them. Keys and pos count from where k's do.
+INLINE void run_rows(const Keys *k, int64_t row, int head, const element *const *q, const int64_t *pos, int rows, int D,
+                     Range seen, int first, State *state) {
+    State part[GROUP];
+    State *target = first ? state : part;
+    begin(target, rows, D);
+    for (int64_t key = seen.start; key < seen.end; key += SPAN)
+        attend(k, row, head, q, pos, rows, D, 0, key, seen.end, NULL, target);
+    for (int m = 0; m < rows && !first; m++)
+        if (part[m].top > -INFINITY) merge(&state[m], &part[m], D);
+}
+
+INLINE Range within(Range keys, int64_t chunk) {
+    int64_t from = chunk * CHUNK, to = from + CHUNK;
+    return (Range){keys.start > from ? keys.start : from, keys.end < to ? keys.end : to};
+}
+
+typedef struct {
+    element kv[2 * CHUNK * MAX_D];  // [2, CHUNK, D]
+    float scales[2 * CHUNK];
+} Widened;
+
+// The keys and values of one head and chunk as elements, codes as they are, with their scales: pages of another kind, in
+// which the chunk's first key is key 0.
+INLINE Keys widen(const Keys *k, int64_t row, int head, int64_t chunk, Range seen, int D, Widened *into) {
+    static const int32_t only_page = 0;
+    for (int side = 0; side < 2; side++)
+        for (int64_t key = seen.start; key < seen.end; key += BLOCK) {
+            int64_t place = place_of(k, row, key, head, side), at = side * CHUNK + key - chunk * CHUNK;
+            memcpy(into->scales + at, k->scales + place, sizeof(float) * BLOCK);
+            for (int64_t i = 0; i < BLOCK * D; i += LANES)
+                store(into->kv + at * D + i, load_codes((const int8_t *)k->kv + place * D + i));
+        }
+    return (Keys){into->kv, into->scales, &only_page, 0, 1, CHUNK, D, k->scale, k->soft_cap, k->window};
+}
+
+// A prompt's query rows of one K/V head, GROUP at a time through all their chunks; over pages of codes all of them
+// together, chunk after chunk.
 INLINE void run_tile(const Keys *k, int64_t row, int head, const element **q, const int64_t *pos, element **out, int rows,
                      int D) {
-    for (int m = 0; m < rows; m += GROUP) {
-        int n = rows - m < GROUP ? rows - m : GROUP;
-        State state[GROUP];
-        BY_ROWS(n, run_rows(k, row, head, q + m, pos + m, N, D, state))
-        for (int i = 0; i < n; i++) write(out[m + i], &state[i], D);
+    State state[GROUP * TILE];
+    Widened widened;
+    int together = k->scales ? rows : GROUP;
+    for (int at = 0; at < rows; at += together) {
+        int last = rows - at < together ? rows : at + together;
+        Range all = seen_by(k, pos + at, last - at);
+        for (int64_t chunk = all.start / CHUNK; chunk * CHUNK < all.end; chunk++) {
+            int64_t from = k->scales ? chunk * CHUNK : 0;  // where own's keys begin
+            Keys own = k->scales ? widen(k, row, head, chunk, within(all, chunk), D, &widened) : *k;
+            for (int m = at; m < last; m += GROUP) {
+                int n = last - m < GROUP ? last - m : GROUP;
+                Range seen = seen_by(k, pos + m, n), here = within(seen, chunk);
+                if (here.start >= here.end) continue;
+                int first = chunk * CHUNK <= seen.start;
+                int64_t own_pos[GROUP];
+                for (int i = 0; i < n; i++) own_pos[i] = pos[m + i] - from;
+                here.start -= from, here.end -= from;
+                BY_ROWS(n, run_rows(&own, k->scales ? 0 : row, k->scales ? 0 : head, q + m, own_pos, N, D, here, first,
+                                    state + m))
+            }
+        }
+        for (int m = at; m < last; m++) write(out[m], &state[m], D, 0);
     }
 }
 
@@ -285,7 +373,7 @@ INLINE Later keys_of(const Keys *k, int64_t row, int64_t pos, int64_t chunk) {
 // One chunk of a decode row: its query rows of the K/V heads [head, last_head), G each, span by span. While one is
 // worked on the next is fetched, at the end the first of `later`: memory gives half as much to those who wait for it.
 INLINE void run_chunk(const Keys *k, int64_t row, int head, int last_head, int G, const element *q, int64_t pos, int D,
-                      int64_t chunk, Later later, State *state) {
+                      int narrow, int64_t chunk, Later later, State *state) {
     Later own = keys_of(k, row, pos, chunk);
     int64_t from = own.key, to = own.to;
     begin(state, (last_head - head) * G, D);
@@ -297,7 +385,7 @@ INLINE void run_chunk(const Keys *k, int64_t row, int head, int last_head, int G
                 int n = G - m < GROUP ? G - m : GROUP;
                 const element *queries[GROUP];
                 for (int i = 0; i < n; i++) queries[i] = q + (h * G + m + i) * D;
-                BY_ROWS(n, attend(k, row, h, queries, all, N, D, key, to, &next, state + (h - head) * G + m))
+                BY_ROWS(n, attend(k, row, h, queries, all, N, D, narrow, key, to, &next, state + (h - head) * G + m))
             }
     }
 }
@@ -375,9 +463,10 @@ static void run_decode_item(const Keys *k, Item it, const element *q, element *o
                             State *part) {
     int G = heads / k->kv_heads, count = (it.last_head - it.head) * G;
     State local[STATES], *state = part ? part + it.head * G : local;
-    BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, it.at, later, state))
+    if (k->scales) BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, 1, it.at, later, state))
+    else BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, 0, it.at, later, state))
     if (!part)
-        for (int i = 0; i < count; i++) write(out + (it.head * G + i) * k->D, &state[i], k->D);
+        for (int i = 0; i < count; i++) write(out + (it.head * G + i) * k->D, &state[i], k->D, k->scales != NULL);
 }
 
 typedef struct {
@@ -407,10 +496,10 @@ static void run_items(const void *what, int64_t from, int64_t to) {
 }
 
 // q, out [T, Hq, D]; query_start [R+1], seq_lens [R]. rows [first_row, last_row). Returns 0, or -1 without memory.
-int attention(const element *q, const element *kv, const int64_t *query_start, const int64_t *seq_lens,
+int attention(const element *q, const void *kv, const float *scales, const int64_t *query_start, const int64_t *seq_lens,
               const int32_t *page_table, element *out, int64_t first_row, int64_t last_row, int64_t pages_a_row,
               int64_t heads, int64_t kv_heads, int64_t page_size, int64_t D, float scale, float soft_cap, int64_t window) {
-    Keys k = {kv, page_table, pages_a_row, (int)kv_heads, (int)page_size, (int)D, scale, soft_cap, window};
+    Keys k = {kv, scales, page_table, pages_a_row, (int)kv_heads, (int)page_size, (int)D, scale, soft_cap, window};
     int64_t load = 0;
     for (int64_t r = first_row; r < last_row; r++) load += (query_start[r + 1] - query_start[r]) * seq_lens[r];
     int worth = load * heads > 4096;
@@ -426,7 +515,7 @@ int attention(const element *q, const element *kv, const int64_t *query_start, c
             State *first = w.parts + it.part * heads + h;
             for (int64_t c = 1; c < chunks; c++)
                 if (first[c * heads].top > -INFINITY) merge(first, first + c * heads, (int)D);
-            write(to + h * D, first, (int)D);
+            write(to + h * D, first, (int)D, scales != NULL);
         }
     }
     free(w.items), free(w.parts);

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 
 typedef struct {
-    const element *packed, *bias;  // bias: NULL where there is none
+    const void *packed;  // elements, or int8 codes where there are scales
+    const float *scales;
+    const element *bias;  // NULL where there is none
     int64_t N, K;
 } Matrix;
 
@@ -33,6 +35,19 @@ typedef struct {
     const int64_t *logits_index;
     int64_t T, R, P, L;  // tokens, rows, pages a row of the table, wanted logits
 } Batch;
+
+typedef struct {
+    void *kv;       // [layers, pages, 2, kv_heads, page_size, D]: elements, or int8 codes where there are scales
+    float *scales;  // without D; or NULL
+    int64_t layer;  // heads of tokens in a layer
+    int64_t page_size;
+} Pages;
+
+static Pages of_layer(Pages p, int64_t i, int64_t D) {
+    size_t size = p.scales ? 1 : sizeof(element);
+    return (Pages){(char *)p.kv + (size_t)(i * p.layer * D) * size, p.scales ? p.scales + i * p.layer : NULL, p.layer,
+                   p.page_size};
+}
 
 typedef struct {  // the step's tokens, and what each layer makes of them
     element *residual, *x, *wide, *q, *attended;
@@ -66,8 +81,12 @@ static Buffers lay_out(const Model *m, int64_t T, element *scratch) {
     return b;
 }
 
-static void multiply_by(const Matrix *w, const element *x, element *out, int64_t T) {
+static int multiply_by(const Matrix *w, const element *x, element *out, int64_t T) {
+#if HAS_INT8_PRODUCT
+    if (w->scales) return int8_product(x, w->packed, w->scales, w->bias, out, T, w->N, w->K);
+#endif
     product(x, w->packed, w->bias, out, T, w->N, w->K);
+    return 0;
 }
 
 // Row l of out is row index[l] of x.
@@ -93,15 +112,13 @@ static int keep_wanted(const Batch *b, Batch *kept, int64_t *numbers, int32_t *t
     return 1;
 }
 
-static int attend_all(const Model *m, const Layer *w, const Batch *b, const element *q, const element *kv, element *out,
-                      int64_t page_size) {
-    return attention(q, kv, b->query_start, b->seq_lens, b->page_table, out, 0, b->R, b->P, m->heads, m->kv_heads,
-                     page_size, m->D, m->scale, 0.0f, w->window);
+static int attend_all(const Model *m, const Layer *w, const Batch *b, const element *q, Pages of, element *out) {
+    return attention(q, of.kv, of.scales, b->query_start, b->seq_lens, b->page_table, out, 0, b->R, b->P, m->heads,
+                     m->kv_heads, of.page_size, m->D, m->scale, 0.0f, w->window);
 }
 
-// kv: [layers, pages, 2, kv_heads, page_size, D], kv_layer elements a layer. logits [L, vocabulary]. Without memory -1.
-int forward(const Model *m, const Batch *given, element *kv, int64_t kv_layer, int64_t page_size, element *scratch,
-            element *logits) {
+// pages: of the first layer. logits [L, vocabulary]. Returns 0, or -1 without memory.
+int forward(const Model *m, const Batch *given, const Pages *pages, element *scratch, element *logits) {
     Buffers to = lay_out(m, larger(given->T, given->L), scratch);
     Batch b = *given, kept;
     while (b.R && b.query_start[b.R] == b.query_start[b.R - 1]) b.R--;  // rows of padding
@@ -115,10 +132,11 @@ int forward(const Model *m, const Batch *given, element *kv, int64_t kv_layer, i
     }
     for (int64_t i = 0; i < m->num_layers && !failed; i++) {
         const Layer *w = m->layers + i;
-        element *pages = kv + i * kv_layer, *q = to.q;
-        multiply_by(&w->qkv, to.x, to.wide, b.T);
-        norm_rope_write(to.wide, pages, b.positions, b.slots, m->cos_sin, w->q_norm, w->k_norm, q, b.T, m->heads,
-                        m->kv_heads, page_size, m->D, m->eps);
+        Pages own = of_layer(*pages, i, m->D);
+        element *q = to.q;
+        failed = multiply_by(&w->qkv, to.x, to.wide, b.T);
+        norm_rope_write(to.wide, own.kv, own.scales, b.positions, b.slots, m->cos_sin, w->q_norm, w->k_norm, q, b.T,
+                        m->heads, m->kv_heads, own.page_size, m->D, m->eps);
         int last = i + 1 == m->num_layers, fewer = last && b.L < b.T && keep_wanted(&b, &kept, numbers, table);
         if (fewer) {
             gather(q, b.logits_index, to.wide, b.L, m->heads * m->D);  // wide is free here
@@ -126,13 +144,12 @@ int forward(const Model *m, const Batch *given, element *kv, int64_t kv_layer, i
             memcpy(to.residual, to.x, sizeof(element) * (size_t)(b.L * m->hidden));
             b = kept, q = to.wide;
         }
-        failed = attend_all(m, w, &b, q, pages, to.attended, page_size);
-        if (failed) break;
-        multiply_by(&w->o, to.attended, to.x, b.T);
+        failed |= attend_all(m, w, &b, q, own, to.attended);
+        failed |= multiply_by(&w->o, to.attended, to.x, b.T);
         rms_norm(to.x, to.residual, w->post_norm, to.x, b.T, m->hidden, m->eps);
-        multiply_by(&w->gate_up, to.x, to.wide, b.T);
+        failed |= multiply_by(&w->gate_up, to.x, to.wide, b.T);
         silu_mul(to.wide, to.x, b.T, m->inner);
-        multiply_by(&w->down, to.x, to.attended, b.T);
+        failed |= multiply_by(&w->down, to.x, to.attended, b.T);
         if (last && !fewer) {
             gather(to.attended, b.logits_index, to.wide, b.L, m->hidden);
             gather(to.residual, b.logits_index, to.q, b.L, m->hidden);
@@ -140,7 +157,7 @@ int forward(const Model *m, const Batch *given, element *kv, int64_t kv_layer, i
         }
         rms_norm(to.attended, to.residual, last ? m->norm : w[1].input_norm, to.x, last ? b.L : b.T, m->hidden, m->eps);
     }
-    if (!failed) multiply_by(&m->head, to.x, logits, b.L);
+    if (!failed) failed = multiply_by(&m->head, to.x, logits, b.L);
     free(numbers), free(table);
     return failed ? -1 : 0;
 }

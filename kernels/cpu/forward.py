@@ -10,7 +10,9 @@ import ctypes
 import torch
 from torch import Tensor
 
+from kernels.cpu.pages import expect_pages
 from kernels.cpu.product import product_library
+from kernels.cpu.product_int8 import Int8Weight
 from kernels.linear import Linear
 from kernels.prepare_batch import FlatBatch
 from kernels.whole_pass import DecoderWeights, LayerWeights, WholePass
@@ -19,7 +21,7 @@ _pointer, _integer, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = [("packed", _pointer), ("bias", _pointer), ("N", _integer), ("K", _integer)]
+    _fields_ = [*((name, _pointer) for name in ("packed", "scales", "bias")), ("N", _integer), ("K", _integer)]
 
 
 class _Layer(ctypes.Structure):
@@ -49,10 +51,16 @@ class _Batch(ctypes.Structure):
     ]
 
 
+class _Pages(ctypes.Structure):
+    _fields_ = [("kv", _pointer), ("scales", _pointer), ("layer", _integer), ("page_size", _integer)]
+
+
 def whole_pass_in_c(weights: DecoderWeights) -> WholePass | None:
     """See WholePassOf. There is one where products are done in C, which is bf16 on some CPUs (product.py)."""
     linears = [linear for w in weights.layers for linear in (w.qkv, w.o, w.gate_up, w.down)]
-    if product_library() is None or any(linear.in_c is None for linear in (*linears, weights.head)):
+    if product_library() is None or weights.embedding.dtype != torch.bfloat16:
+        return None
+    if any(linear.in_c is None for linear in (*linears, weights.head)):
         return None
     return _WholePass(weights)
 
@@ -63,7 +71,7 @@ class _WholePass:
     def __init__(self, weights: DecoderWeights) -> None:
         library = product_library()
         assert library is not None
-        library.forward.argtypes = [_pointer, _pointer, _pointer, _integer, _integer, _pointer, _pointer]
+        library.forward.argtypes = [_pointer] * 5
         library.forward.restype = ctypes.c_int
         library.forward_scratch.argtypes, library.forward_scratch.restype = [_pointer, _integer], _integer
         self._forward, self._scratch_of = library.forward, library.forward_scratch
@@ -86,16 +94,16 @@ class _WholePass:
         self._page = (weights.kv_heads, D)
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
-    def __call__(self, batch: FlatBatch, kv: Tensor) -> Tensor:
+    def __call__(self, batch: FlatBatch, kv: Tensor, kv_scales: Tensor | None = None) -> Tensor:
         """See WholePass."""
         layers, _, sides, kv_heads, page_size, D = kv.shape
-        assert kv.dtype == torch.bfloat16, f"a pass in bf16 was given pages of {kv.dtype}"
-        assert kv.is_contiguous()
+        expect_pages(kv, kv_scales, torch.bfloat16)
         assert (layers, sides, kv_heads, D) == (len(self._layers), 2, *self._page), f"pages of shape {tuple(kv.shape)}"
         page_table = batch.page_table.contiguous()
         T, L = len(batch.input_ids), len(batch.logits_index)
         numbers = (batch.input_ids, batch.positions, batch.slot_mapping, batch.query_start, batch.seq_lens, page_table)
         flat = _Batch(*map(_at, (*numbers, batch.logits_index)), T, len(batch.seq_lens), page_table.shape[1], L)
+        pages = _Pages(kv.data_ptr(), None if kv_scales is None else _at(kv_scales), kv.stride(0) // D, page_size)
         logits = torch.empty(L, self._model.head.N, dtype=torch.bfloat16)
         needed = self._scratch_of(ctypes.byref(self._model), max(T, L))
         if needed > len(self._scratch):
@@ -103,9 +111,7 @@ class _WholePass:
         failed = self._forward(
             ctypes.byref(self._model),
             ctypes.byref(flat),
-            kv.data_ptr(),
-            kv.stride(0),
-            page_size,
+            ctypes.byref(pages),
             self._scratch.data_ptr(),
             logits.data_ptr(),
         )
@@ -123,7 +129,9 @@ def _layer(weights: LayerWeights) -> _Layer:
 def _matrix(linear: Linear) -> _Matrix:
     assert linear.in_c is not None
     bias = None if linear.bias is None else _at(linear.bias)
-    return _Matrix(linear.in_c.packed.data_ptr(), bias, linear.out_features, linear.in_features)
+    scales = linear.in_c.scales if isinstance(linear.in_c, Int8Weight) else None
+    where = (_at(linear.in_c.packed), None if scales is None else _at(scales), bias)
+    return _Matrix(*where, linear.out_features, linear.in_features)
 
 
 def _at(tensor: Tensor) -> int:

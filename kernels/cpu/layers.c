@@ -88,9 +88,19 @@ INLINE void rotate(const element *x, const float *cos_sin, int64_t D, element *o
     for (int64_t i = 0; i < D; i += LANES) store(out + i, load_float(turned + i));
 }
 
+// A head as codes, and what they are to be multiplied by; kernels/kv_scales.py.
+INLINE float narrowed(const element *x, int64_t D, int8_t *codes) {
+    float scale = magnitude(x, D) / 127.0f;
+    if (scale == 0) scale = 1.0f;
+    for (int64_t i = 0; i < D; i += LANES) store_codes(codes + i, load(x + i) / scale);
+    return scale;
+}
+
 typedef struct {
     const element *qkv, *q_norm, *k_norm;
-    element *kv, *q;
+    void *kv;
+    float *scales;  // NULL: kv holds elements
+    element *q;
     const int64_t *positions, *slots;
     const float *cos_sin;
     int64_t heads, kv_heads, page_size, D;
@@ -105,25 +115,28 @@ static void write_heads(const void *what, int64_t from, int64_t to) {
         int64_t slot = w.slots[t];
         for (int64_t h = 0; h < all; h++) {
             const element *x = w.qkv + (t * all + h) * w.D;
-            element own[512];
+            element own[512], turned[512];
             int side = h < w.heads ? -1 : h < w.heads + w.kv_heads ? 0 : 1;
             const element *weight = side < 0 ? w.q_norm : side == 0 ? w.k_norm : NULL;
             if (side >= 0 && slot < 0) continue;
             int64_t page = slot / w.page_size, place = slot % w.page_size;
-            element *out = side < 0 ? w.q + (t * w.heads + h) * w.D
-                                    : w.kv + (((page * 2 + side) * w.kv_heads + (h - w.heads) % w.kv_heads) *
-                                                  w.page_size + place) * w.D;
+            int64_t at = side < 0 ? t * w.heads + h  // in q or in the pages, counted in heads
+                                  : ((page * 2 + side) * w.kv_heads + (h - w.heads) % w.kv_heads) * w.page_size + place;
+            int narrow = side >= 0 && w.scales;
+            element *out = side < 0 ? w.q + at * w.D : narrow ? turned : (element *)w.kv + at * w.D;
             if (weight) normed(x, weight, w.D, w.eps, own), x = own;
-            if (side == 1) memcpy(out, x, sizeof(element) * (size_t)w.D);
-            else rotate(x, angles, w.D, out);
+            if (side != 1) rotate(x, angles, w.D, out), x = out;
+            else if (!narrow) memcpy(out, x, sizeof(element) * (size_t)w.D);
+            if (narrow) w.scales[at] = narrowed(x, w.D, (int8_t *)w.kv + at * w.D);
         }
     }
 }
 
-// qkv [T, (heads + 2*kv_heads) * D]; q [T, heads, D]; kv [pages, 2, kv_heads, page_size, D]; D a multiple of 16, <= 512.
-void norm_rope_write(const element *qkv, element *kv, const int64_t *positions, const int64_t *slots, const float *cos_sin,
-                     const element *q_norm, const element *k_norm, element *q, int64_t T, int64_t heads, int64_t kv_heads,
-                     int64_t page_size, int64_t D, float eps) {
-    Heads w = {qkv, q_norm, k_norm, kv, q, positions, slots, cos_sin, heads, kv_heads, page_size, D, eps};
+// qkv [T, (heads + 2*kv_heads) * D]; q [T, heads, D]; kv [pages, 2, kv_heads, page_size, D], its scales without D or NULL;
+// D a multiple of 16, <= 512.
+void norm_rope_write(const element *qkv, void *kv, float *scales, const int64_t *positions, const int64_t *slots,
+                     const float *cos_sin, const element *q_norm, const element *k_norm, element *q, int64_t T,
+                     int64_t heads, int64_t kv_heads, int64_t page_size, int64_t D, float eps) {
+    Heads w = {qkv, q_norm, k_norm, kv, scales, q, positions, slots, cos_sin, heads, kv_heads, page_size, D, eps};
     share(T, ROWS_AT_ONCE, T * (heads + 2 * kv_heads) * D > 32768, write_heads, &w);
 }

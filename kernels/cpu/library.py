@@ -18,9 +18,10 @@ from pathlib import Path
 
 from kernels.errors import KernelsUnavailable
 
-HEADERS = ("vectors.h", "operations.h", "threads.h")
+HEADERS = ("vectors.h", "operations.h", "panels.h", "threads.h")
 SOURCES = tuple(
-    f"{name}.c" for name in "attention batch forward layers logits product sample sample_floats threads".split()
+    f"{name}.c"
+    for name in "attention batch forward layers logits product product_int8 sample sample_floats threads".split()
 )
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-pthread", "-fPIC", "-shared")
 ELEMENTS = {"float32": (), "bfloat16": ("-DELEMENT_BF16",)}

@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.adjust_logits import Penalties, adjust_logits_torch
 from kernels.cpu.batch import prepare_batch_in_c
 from kernels.cpu.library import load
+from kernels.cpu.pages import expect_pages
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 
@@ -42,13 +43,13 @@ class CpuOps:
         self.prepare_batch = prepare_batch_in_c(element)
         pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         self._attention = library.attention
-        self._attention.argtypes = [pointer] * 6 + [integer] * 7 + [real, real, integer]
+        self._attention.argtypes = [pointer] * 7 + [integer] * 7 + [real, real, integer]
         self._rms_norm = library.rms_norm
         self._rms_norm.argtypes = [pointer] * 4 + [integer] * 2 + [real]
         self._silu_mul = library.silu_mul
         self._silu_mul.argtypes = [pointer] * 2 + [integer] * 2
         self._norm_rope_write = library.norm_rope_write
-        self._norm_rope_write.argtypes = [pointer] * 8 + [integer] * 5 + [real]
+        self._norm_rope_write.argtypes = [pointer] * 9 + [integer] * 5 + [real]
         self._draw, self._draw_floats = library.draw, library.draw_floats
         self._draw.argtypes = self._draw_floats.argtypes = [pointer] * 8 + [integer] * 3
         self._adjust_logits = library.adjust_logits
@@ -110,8 +111,8 @@ class CpuOps:
         out: Tensor | None = None,
     ) -> Tensor:
         """See NormRopeWrite."""
-        assert kv_scales is None, "quantised K/V has no C kernel yet"
-        self._expect(qkv, kv)
+        self._expect(qkv)
+        expect_pages(kv, kv_scales, self.dtype)
         _, _, kv_heads, page_size, D = kv.shape
         heads = qkv.shape[1] // D - 2 * kv_heads
         if out is None:
@@ -122,6 +123,7 @@ class CpuOps:
         self._norm_rope_write(
             qkv.data_ptr(),
             kv.data_ptr(),
+            _scales(kv_scales),
             positions.data_ptr(),
             slot_mapping.data_ptr(),
             cos_sin.data_ptr(),
@@ -240,12 +242,13 @@ class CpuOps:
         soft_cap: float | None = None,
         kv_scales: KvScales | None = None,
     ) -> None:
-        assert kv_scales is None, "quantised K/V has no C kernel yet"
-        self._expect(q, kv, out)
+        self._expect(q, out)
+        expect_pages(kv, kv_scales, self.dtype)
         _, _, kv_heads, page_size, D = kv.shape
         failed = self._attention(
             q.data_ptr(),
             kv.data_ptr(),
+            _scales(kv_scales),
             batch.query_start.data_ptr(),
             batch.seq_lens.data_ptr(),
             batch.page_table.data_ptr(),
@@ -263,3 +266,8 @@ class CpuOps:
         )
         if failed:
             raise MemoryError("attention: no memory for its work list")
+
+
+def _scales(kv_scales: KvScales | None) -> int | None:
+    """Where they lie, expect_pages having seen them."""
+    return kv_scales.data_ptr() if isinstance(kv_scales, Tensor) else None

@@ -1,31 +1,17 @@
 // out = x W^T + bias in bf16, for processors that multiply bf16 pairs (AVX512-BF16) and have no tiles for it (AMX).
 //
-// The weight is packed once: panels of PANEL output columns, in each all pairs along K one after the other, the
-// columns of a pair side by side. So a product reads the weight once, from front to back, whatever the number of rows.
-// An output is one sum over K in one order, in fp32, rounded once: the same to the bit for any number of rows or
-// threads.
+// The weight is packed once (panels.h), in pairs along K. An output is one sum over K in one order, in fp32, rounded
+// once: the same to the bit for any number of rows or threads.
 #include "operations.h"
+#include "panels.h"
 #include "threads.h"
 
 #if HAS_PRODUCT
 #include <immintrin.h>
 
-#define VECTORS_A_PANEL 4
-#define PANEL (VECTORS_A_PANEL * LANES)
-#define ROWS 6  // rows x vectors of a panel are sums that stay in registers: 24 of 32
-#define AHEAD 1024  // bytes of the weight that are fetched before their time
-
 int has_product(void) { return 1; }
 
-INLINE int64_t panels(int64_t N) { return (N + PANEL - 1) / PANEL; }
-
-// Vectors in panel p: the last one may be narrower, and its last vector is filled up with zeros.
-INLINE int64_t vectors_in(int64_t N, int64_t p) {
-    int64_t left = N - p * PANEL;
-    return left >= PANEL ? VECTORS_A_PANEL : (left + LANES - 1) / LANES;
-}
-
-int64_t packed_elements(int64_t N, int64_t K) { return (N + LANES - 1) / LANES * LANES * K; }
+int64_t packed_elements(int64_t N, int64_t K) { return padded_columns(N) * K; }
 
 typedef struct {
     const element *weight;
@@ -91,27 +77,12 @@ INLINE void tile(const element *x, const element *panel, const element *bias, el
     }
 }
 
-#define OF_ROWS(n, v)                                                                       \
-    switch (n) {                                                                            \
-        case 1: tile(x, panel, bias, out, 1, v, columns, N, K); break;                      \
-        case 2: tile(x, panel, bias, out, 2, v, columns, N, K); break;                      \
-        case 3: tile(x, panel, bias, out, 3, v, columns, N, K); break;                      \
-        case 4: tile(x, panel, bias, out, 4, v, columns, N, K); break;                      \
-        case 5: tile(x, panel, bias, out, 5, v, columns, N, K); break;                      \
-        default: tile(x, panel, bias, out, 6, v, columns, N, K); break;                     \
-    }
-
 static void one_panel(const element *x, const element *panel, const element *bias, element *out, int64_t rows,
                       int64_t vectors, int64_t columns, int64_t N, int64_t K) {
     int64_t tiles = (rows + ROWS - 1) / ROWS;
-    for (int64_t t = 0; t < tiles; t++) {  // tiles of like height: 8 rows are 4 and 4
-        int n = (int)((rows - 1 - t) / tiles + 1);
-        switch (vectors) {
-            case 1: OF_ROWS(n, 1) break;
-            case 2: OF_ROWS(n, 2) break;
-            case 3: OF_ROWS(n, 3) break;
-            default: OF_ROWS(n, 4) break;
-        }
+    for (int64_t t = 0; t < tiles; t++) {
+        int n = height_of(rows, t, tiles);
+        BY_SIZE(n, vectors, tile(x, panel, bias, out, HEIGHT, WIDTH, columns, N, K))
         x += n * K, out += n * N;
     }
 }
@@ -136,7 +107,7 @@ static void multiply(const void *what, int64_t from, int64_t to) {
 // x [M, K], packed weight of [N, K], bias [N] or NULL -> out [M, N]. K is even.
 void product(const element *x, const element *packed, const element *bias, element *out, int64_t M, int64_t N,
              int64_t K) {
-    int64_t parts = M >= 96 && panels(N) < 64 ? 4 : 1;  // few panels and many rows: share the rows too
+    int64_t parts = parts_of_rows(M, N);
     share(panels(N) * parts, 1, M * N * K > 16384, multiply, &(Product){x, packed, bias, out, M, N, K, parts});
 }
 #else

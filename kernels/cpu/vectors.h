@@ -10,6 +10,7 @@ typedef float vf __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
+typedef int8_t vb __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -79,6 +80,33 @@ INLINE float highest(vf x) {
     x = greater(x, __builtin_shuffle(x, (vi){2, 3}));
     x = greater(x, __builtin_shuffle(x, (vi){1}));
     return x[0];
+}
+
+// The greatest magnitude of n elements, a multiple of LANES; NaN if one of them is: its bits are above all others.
+INLINE float magnitude(const element *p, int64_t n) {
+    vi most = {};
+    for (int64_t i = 0; i < n; i += LANES) {
+        vi bits = (vi)load(p + i) & 0x7FFFFFFF;
+        most = (vi)choose((vi)(bits > most), (vf)bits, (vf)most);
+    }
+    int32_t top = most[0];
+    for (int i = 1; i < LANES; i++) top = most[i] > top ? most[i] : top;
+    float found;
+    memcpy(&found, &top, sizeof found);
+    return found;
+}
+
+// Numbers up to 127 as the nearest whole ones, ties to even: the low bits of a sum with 1.5 * 2^23.
+INLINE void store_codes(int8_t *p, vf x) {
+    x = choose((vi)(x > splat(127.0f)), splat(127.0f), choose((vi)(x < splat(-127.0f)), splat(-127.0f), x));
+    vb codes = __builtin_convertvector((vi)(x + 12582912.0f) - 0x4B400000, vb);
+    memcpy(p, &codes, sizeof codes);
+}
+
+INLINE vf load_codes(const int8_t *p) {
+    vb codes;
+    memcpy(&codes, p, sizeof codes);
+    return __builtin_convertvector(__builtin_convertvector(codes, vi), vf);
 }
 
 // e^x to about one unit in the last place: 2^n times a polynomial over [-ln2/2, ln2/2]. 0 below -87.3 and for -inf.

@@ -42,6 +42,7 @@ BENCHES = {
     "peers": "beside OpenVINO, vLLM and llama.cpp, where they are given, offline and online",
     "startup": "seconds from the start of a process to its first token, and its memory",
     "overhead": "microseconds a step of the engine takes with the maths taken out",
+    "int8": "K/V and weights of int8 beside bf16: exact match, logits, speed and memory",
     "speculation": "tokens/s with speculation by prompt lookup, as a multiple of those without",
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
     "queue": "the queue layer by itself, with an engine that computes nothing; beside other queues",

@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.demo.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--through", choices=("engine", "transformers"), default="engine")
+    parser.add_argument("--kv-dtype", default="auto", help="of the engine's K/V (%(default)s)")
     parser.add_argument("--weights", default="auto", help="how the engine stores weights (%(default)s)")
     parser.add_argument("--references", action="store_true", help="a GPU's operations, in torch, where there is no GPU")
     parser.add_argument("--per-kind", type=int, default=200, help="prompts of each kind")
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.through == "engine":
         place: dict[str, Any] = {"backend": "torch", "ahead": True} if given.references else {}
-        answer = through_engine(given.model, weights=given.weights, **place)
+        answer = through_engine(given.model, kv_dtype=given.kv_dtype, weights=given.weights, **place)
     else:
         answer = through_transformers(given.model)
     began = time.monotonic()

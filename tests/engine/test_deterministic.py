@@ -24,18 +24,23 @@ PARAMS = {
     for id_ in range(len(PROMPTS))
 }
 
-DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+DTYPES = pytest.mark.parametrize(
+    ("dtype", "narrow"),
+    [("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "int8")],
+    ids=["float32", "bfloat16", "bfloat16, int8 pages and weights"],
+)
 
 
 @pytest.fixture
-def fixed(engine_of: EngineOf, backend: Backend, dtype: str) -> Callable[..., RecordedEngine]:
+def fixed(engine_of: EngineOf, backend: Backend, dtype: str, narrow: str) -> Callable[..., RecordedEngine]:
     """fixed(**settings): a deterministic engine on each backend and dtype."""
     if not can_pack(torch.device("cpu"), getattr(torch, dtype)):
         pytest.skip(f"no deterministic {dtype} on this CPU")
 
     def make(**more: object) -> RecordedEngine:
         shape = {"max_rows": 8, "token_budget": 64}
-        return RecordedEngine(engine_of(backend=backend, dtype=dtype, deterministic=True, **{**shape, **more}))
+        how = {"backend": backend, "dtype": dtype, "kv_dtype": narrow, "weights": narrow, "deterministic": True}
+        return RecordedEngine(engine_of(**{**how, **shape, **more}))
 
     return make
 

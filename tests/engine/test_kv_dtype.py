@@ -32,11 +32,21 @@ def test_triton_gives_the_tokens_of_torch(engine_of: EngineOf, kv_dtype: str):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
-def test_preemption_and_the_prefix_cache_change_no_token(engine_of: EngineOf, kv_dtype: str):
+WAYS: dict[str, dict[str, Any]] = {
+    "fp8, ahead": {"kv_dtype": "fp8", "backend": Backend.TORCH},
+    "int8, ahead": {"kv_dtype": "int8", "backend": Backend.TORCH},
+    "int8": {"kv_dtype": "int8", "backend": Backend.TORCH, "ahead": None},
+    "int8 in c, ahead": {"kv_dtype": "int8", "backend": Backend.C},
+    "int8 in c": {"kv_dtype": "int8", "backend": Backend.C, "ahead": None},
+    "int8 in c, bf16": {"kv_dtype": "int8", "backend": Backend.C, "ahead": None, "dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_preemption_and_the_prefix_cache_change_no_token(engine_of: EngineOf, way: str):
     """What is computed again is stored again as it was; scales go with their pages."""
-    prompts = random_prompts([20] * 6)
-    same = {**SHAPE, "backend": Backend.TORCH, "kv_dtype": kv_dtype, "max_rows": 6}
+    prompts, same = random_prompts([20] * 6), {**SHAPE, "max_rows": 6, **WAYS[way]}
+    ops_or_skip(same["backend"])
     expected = engine_of(**same).generate(prompts, SequenceParams(40))
     tight = engine_of(num_pages=14, **same)
     assert tight.generate(prompts, SequenceParams(40)) == expected
@@ -59,5 +69,10 @@ def test_a_page_takes_what_it_holds_and_its_scales(model: Path):
 @pytest.mark.parametrize("how", [{}, {"backend": "c", "ahead": True}], ids=["plain loop", "c"])
 def test_where_there_is_no_such_kernel_it_is_refused(engine_of: EngineOf, how: dict[str, Any]):
     """Nothing is loaded then."""
-    with pytest.raises(ConfigError, match="kv_dtype int8 is for GPUs; on this CPU give --kv-dtype auto"):
-        engine_of(kv_dtype="int8", **how)
+    with pytest.raises(ConfigError, match="kv_dtype fp8 is for GPUs; on this CPU give --kv-dtype int8 or auto"):
+        engine_of(kv_dtype="fp8", **how)
+
+
+def test_the_pool_of_int8_pages_is_counted_with_its_scales(engine_of: EngineOf):
+    """Of 20 pages: 16 tokens, three layers, keys and values of two heads of 16 codes, four bytes more for each head."""
+    assert engine_of(kv_dtype="int8", num_pages=20).describe()["pool_bytes"] == 20 * 16 * 3 * 2 * 2 * (16 + 4)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.kv_scales import stored, token_scales
 from kernels.prepare_batch import FlatBatch
 from kernels.table import Ops
 
@@ -49,6 +50,20 @@ class Text:
             return torch.randn(length, heads, shape.D, generator=generator).to(shape.dtype)
 
         return cls(normal(shape.heads), normal(shape.kv_heads), normal(shape.kv_heads))
+
+    def narrow(self) -> Text:
+        """The same with keys and values as int8 codes, and scales."""
+        k_scale, v_scale = (token_scales(x, torch.int8) for x in (self.k, self.v))
+        k, v = (stored(x.float() / s.unsqueeze(-1), torch.int8) for x, s in ((self.k, k_scale), (self.v, v_scale)))
+        return Text(self.q, k, v, k_scale, v_scale)
+
+    def wide(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [length, Hkv, D] fp64, scales multiplied in where they are codes."""
+        if self.k.dtype != torch.int8:
+            return self.k.double(), self.v.double()
+        assert self.k_scale is not None
+        assert self.v_scale is not None
+        return self.k.double() * self.k_scale.double().unsqueeze(-1), self.v * self.v_scale.double().unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -98,10 +113,13 @@ def run_attention(
 
 
 def _pages(shape: Shape, rows: Sequence[Row], seed: int) -> tuple[Tensor, Tensor]:
-    """K/V pages [pages, 2, Hkv, page_size, D] and page table [R, P]; page 0 is nobody's and all NaN."""
+    """K/V pages [pages, 2, Hkv, page_size, D] and page table [R, P]; page 0 is nobody's and all NaN, or -128, which no
+    code is."""
     needed = [-(-row.seq_len // shape.page_size) for row in rows]
     order = 1 + torch.randperm(sum(needed), generator=torch.Generator().manual_seed(seed))
-    kv = torch.full((len(order) + 1, 2, shape.kv_heads, shape.page_size, shape.D), NAN, dtype=shape.dtype)
+    dtype = rows[0].text.k.dtype
+    poison = -128 if dtype == torch.int8 else NAN
+    kv = torch.full((len(order) + 1, 2, shape.kv_heads, shape.page_size, shape.D), poison, dtype=dtype)
     page_table = torch.zeros(len(rows), max(needed), dtype=torch.int32)
     for index, (row, pages) in enumerate(zip(rows, order.split(needed), strict=True)):
         page_table[index, : len(pages)] = pages.int()
@@ -132,7 +150,7 @@ def attention_in_fp64(row: Row, *, scale: float, window: int | None = None, soft
     text, first = row.text, row.seq_len - row.query_len
     group = text.q.shape[1] // text.k.shape[1]
     q = text.q[first : row.seq_len].double()
-    k, v = (x[: row.seq_len].double().repeat_interleave(group, 1) for x in (text.k, text.v))
+    k, v = (x[: row.seq_len].repeat_interleave(group, 1) for x in text.wide())
     scores = torch.einsum("qhd,shd->hqs", q, k) * scale
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)

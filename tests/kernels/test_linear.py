@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.cpu.product import has_product
-from kernels.linear import Linear, can_pack, in_blocks
+from kernels.linear import Linear, can_pack, in_blocks, int8_refused
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
@@ -60,6 +60,72 @@ def test_a_product_in_c_gives_a_lone_row_the_same_bits():
     linear = Linear(weight, bias, deterministic=True)
     whole = linear(x)
     assert torch.equal(torch.cat([linear(row.unsqueeze(0)) for row in x]), whole)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def narrow_dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Each dtype that has products with int8 weights here."""
+    dtype: torch.dtype = request.param
+    if refused := int8_refused(CPU, dtype, ()):
+        pytest.skip(refused)
+    return dtype
+
+
+def as_codes(x: torch.Tensor, together: int) -> torch.Tensor:
+    """x [rows, K] as int8 codes times their scales, fp64: one scale for every `together` columns of a row."""
+    parts = torch.nn.functional.pad(x.double(), (0, -x.shape[1] % together)).unflatten(1, (-1, together))
+    scales = parts.abs().amax(-1, keepdim=True) / 127
+    codes = (parts / scales.masked_fill(scales == 0, 1.0)).round()
+    return (codes * scales).flatten(1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
+def test_an_int8_product_is_that_of_the_codes(narrow_dtype: torch.dtype, with_bias: bool):
+    """A scale for each output, and for every 128 inputs of a row; for one row and many, and blocks that are short."""
+    for rows, K, N in ((1, 64, 96), (7, 400, 63), (130, 144, 257), (3, 1040, 16), (100, 16, 5), (97, 128, 64)):
+        x, weight, bias = tensors(rows, K, N, narrow_dtype)
+        x[0, 0], weight[0] = 40.0, 0.0
+        expected = as_codes(x, 128) @ as_codes(weight, K).T + (bias.double() if with_bias else 0.0)
+        ours = Linear(weight.clone(), bias if with_bias else None, weights="int8")(x)
+        assert ours.dtype == narrow_dtype
+        # A code is one more or less where the quotient, in fp32, falls on the other side of a half.
+        error = (ours.double() - expected).abs()
+        assert error.mean() < 2.0**-7 * expected.abs().mean()
+        assert error.max() < 2.0**-7 * expected.abs().max() + x.abs().amax() * weight.abs().amax() / 100
+
+
+def test_an_int8_product_has_the_same_bits_in_any_company(narrow_dtype: torch.dtype):
+    """Alone, among one to 599 others, with one to three threads."""
+    for K, N in ((64, 96), (176, 64), (512, 300)):
+        x, weight, bias = tensors(600, K, N, narrow_dtype)
+        linear = Linear(weight, bias, deterministic=True, weights="int8")
+        whole = linear(x)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for start, stop in ((0, 1), (0, 2), (598, 600), (3, 5), (17, 34), (0, 64), (100, 229), (1, 600)):
+                assert torch.equal(linear(x[start:stop].contiguous()), whole[start:stop]), (K, N, threads, start, stop)
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_no_number_after_an_int8_product(narrow_dtype: torch.dtype, broken: float):
+    """In its own row alone: it is not rounded to some code."""
+    x, weight, _ = tensors(9, 160, 48, narrow_dtype)
+    linear = Linear(weight, weights="int8")
+    whole = linear(x)
+    x[4, 150] = broken
+    got = linear(x)
+    assert not got[4].isfinite().any()
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(got[others], whole[others])
+
+
+def test_where_int8_weights_have_no_product_it_is_said_why():
+    """The dtype, the device, or the inputs."""
+    assert "not for torch.float16" in str(int8_refused(CPU, torch.float16, ()))
+    assert "on meta" in str(int8_refused(torch.device("meta"), torch.float32, ()))
+    if int8_refused(CPU, torch.float32, ()) is None:
+        assert "multiples of 16; got 100" in str(int8_refused(CPU, torch.float32, (64, 100)))
 
 
 def test_deterministic_mode_refuses_a_dtype_without_such_a_product():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,22 @@ def test_attention_is_the_formula(ops_of: OpsFor, deterministic: bool):
     check()
 
 
+def test_attention_over_int8_pages_is_the_formula(ops_of: OpsFor):
+    """Over codes times their scales, of any shape and lengths; codes and scales where no row wrote stay unseen."""
+
+    @examples(ops_of, 20)
+    @given(batches())
+    def check(case: tuple[Shape, list[Row], list[Row], dict[str, Any]]) -> None:
+        shape, decode, prefill, how = case
+        decode, prefill = ([replace(row, text=row.text.narrow()) for row in rows] for rows in (decode, prefill))
+        got = run_attention(ops_of(shape.dtype), shape, decode, prefill, **how)
+        for row, ours in zip([*decode, *prefill], got, strict=True):
+            tolerance = TOLERANCE[shape.dtype]
+            torch.testing.assert_close(ours.double(), attention_in_fp64(row, **how), atol=tolerance, rtol=tolerance)
+
+    check()
+
+
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast order", "fixed order"])
 @pytest.mark.parametrize("query_len", [1, 3])
 def test_what_a_short_row_left_unwritten_in_its_page_stays_unseen(ops_of: OpsFor, query_len: int, deterministic: bool):
@@ -123,24 +140,29 @@ def test_a_page_size_that_no_key_block_is_a_multiple_of_is_refused():
 
 
 @st.composite
-def texts(draw: st.DrawFn) -> tuple[Shape, int, dict[str, Any], int]:
-    """A shape, a length, options and a number of threads."""
+def texts(draw: st.DrawFn) -> tuple[Shape, int, dict[str, Any], int, bool]:
+    """A shape, a length, options, a number of threads, and whether pages are int8."""
     shape = draw(shapes)
     how = {
         "scale": shape.D**-0.5,
         "window": draw(st.none() | st.sampled_from([1, 100])),
         "soft_cap": draw(st.none() | st.just(5.0)),
     }
-    return shape, draw(st.sampled_from([shape.page_size + 1, 130])), how, draw(st.integers(1, 3))
+    return shape, draw(st.sampled_from([shape.page_size + 1, 130])), how, draw(st.integers(1, 3)), draw(st.booleans())
 
 
 def assert_same_bits_in_any_company(
-    ops: Ops, shape: Shape, length: int, how: dict[str, Any], threads: int, tail: int = 70
+    ops: Ops, shape: Shape, length: int, how: dict[str, Any], threads: int, narrow: bool, tail: int = 70
 ) -> None:
     """Of some of the last `tail` tokens of a text, first computed in one chunk by one thread."""
-    text = Text.random(shape, length, 1)
-    others = [Row(Text.random(shape, n, n), n, 1) for n in (1, 40, 300)]
-    chunk = Row(Text.random(shape, 90, 90), 90, 33)
+
+    def random(length: int, seed: int) -> Text:
+        text = Text.random(shape, length, seed)
+        return text.narrow() if narrow else text
+
+    text = random(length, 1)
+    others = [Row(random(n, n), n, 1) for n in (1, 40, 300)]
+    chunk = Row(random(90, 90), 90, 33)
 
     def run(decode: list[Row], prefill: list[Row], seed: int = 0) -> list[Tensor]:
         return run_attention(ops, shape, decode, prefill, deterministic=True, seed=seed, **how)
@@ -163,18 +185,22 @@ def test_in_the_fixed_order_a_token_has_the_same_bits_in_any_company(ops_of: Ops
 
     @examples(ops_of, 4 if interpreted(ops_of(torch.float32)) else 8)
     @given(texts())
-    def check(case: tuple[Shape, int, dict[str, Any], int]) -> None:
+    def check(case: tuple[Shape, int, dict[str, Any], int, bool]) -> None:
         shape, *rest = case
         assert_same_bits_in_any_company(ops_of(shape.dtype), shape, *rest)
 
     check()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_token_over_many_keys_has_the_same_bits_in_any_company(ops_of: OpsFor, dtype: torch.dtype):
+@pytest.mark.parametrize(
+    ("dtype", "narrow"),
+    [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
+    ids=["fp32", "bf16", "bf16, int8 pages"],
+)
+def test_a_token_over_many_keys_has_the_same_bits_in_any_company(ops_of: OpsFor, dtype: torch.dtype, narrow: bool):
     """Also where a lone token's work is shared: in C and Triton in chunks of 512 keys, in torch within a product."""
     ops = ops_of(dtype)
     length, tail = {Backend.C: (1100, 40), Backend.TORCH: (150, 40), Backend.TRITON: (530, 3)}[ops.backend]
     for window in (515,) if interpreted(ops) else (None, 700):
         shape, how = Shape(group=5, kv_heads=1, page_size=32, dtype=dtype), {"scale": 0.125, "window": window}
-        assert_same_bits_in_any_company(ops, shape, length, how, threads=2, tail=tail)
+        assert_same_bits_in_any_company(ops, shape, length, how, threads=2, narrow=narrow, tail=tail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,12 @@ def decoder_of(
     dtype: torch.dtype = torch.float32,
     *,
     config: ModelConfig | None = None,
-    deterministic: bool = False,
+    **how: Any,
 ) -> Decoder:
-    """The checkpoint's decoder; `config` in place of what its config.json says."""
+    """The checkpoint's decoder; `config` in place of what its config.json says; how: further arguments of Decoder."""
     config = config or read_config(directory)
     with torch.inference_mode():
-        return Decoder(directory, config, ops, dtype, max_len=config.max_len, deterministic=deterministic)
+        return Decoder(directory, config, ops, dtype, max_len=config.max_len, **{"deterministic": False, **how})
 
 
 class DirectRun:
@@ -38,7 +38,7 @@ class DirectRun:
     Pages are handed out in no order, and hold NaN until something is written: a read past a row's length shows.
     """
 
-    def __init__(self, decoder: Decoder, ops: Ops, texts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, decoder: Decoder, ops: Ops, texts: Sequence[Sequence[int]], *, int8_pages: bool = False) -> None:
         config = decoder.config
         self._decoder, self._ops = decoder, ops
         self._lengths = [len(text) for text in texts]
@@ -51,7 +51,9 @@ class DirectRun:
         order = torch.randperm(len(texts) * pages, generator=torch.Generator().manual_seed(1))
         self.page_table = order.view(len(texts), pages).int()
         shape = (config.num_layers, len(order), 2, config.num_kv_heads, PAGE_SIZE, config.head_dim)
-        self.kv = torch.full(shape, float("nan"), dtype=decoder.dtype)
+        dtype, poison = (torch.int8, -128) if int8_pages else (decoder.dtype, float("nan"))
+        self.kv = torch.full(shape, poison, dtype=dtype)
+        self.kv_scales = torch.full(shape[:-1], float("nan")) if int8_pages else None
         self._logits: list[list[Tensor]] = [[] for _ in texts]
 
     def step(self, counts: Mapping[int, int]) -> None:
@@ -70,7 +72,7 @@ class DirectRun:
             pad_tokens=2,  # the fixed order takes two or more
         )
         everything = replace(batch, logits_index=torch.arange(len(batch.input_ids)))
-        logits = self._decoder.forward(everything, self.kv).float()[: batch.num_tokens]
+        logits = self._decoder.forward(everything, self.kv, self.kv_scales).float()[: batch.num_tokens]
         for row, part in zip(rows.tolist(), logits.split(lens.tolist()), strict=True):
             self._logits[row].append(part)
         self.computed[rows] += lens

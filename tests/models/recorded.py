@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 from worker.engine import Engine, FinishReason, SequenceParams
 from worker.engine.rows import Place
@@ -33,9 +34,9 @@ class RecordedEngine:
         assert isinstance(runner, PlainRunner)
         forward, sample = engine._decoder.forward, runner._rows.sample
 
-        def recorded(batch: FlatBatch, kv: Tensor) -> Tensor:
+        def recorded(batch: FlatBatch, kv: Tensor, kv_scales: KvScales | None = None) -> Tensor:
             self.batches.append(batch)
-            return forward(batch, kv)
+            return forward(batch, kv, kv_scales)
 
         def sampled(logits: Tensor, places: list[Place], *, exact_noise: bool) -> Tensor:
             self._last = {(s.id, offset): row for (s, offset), row in zip(places, logits[: len(places)], strict=True)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.linear import int8_refused
 from kernels.table import Backend, Ops
 from kernels.whole_pass import no_whole_pass
 from tests.kernels.backends import ops_or_skip
@@ -27,14 +28,27 @@ def ops(shelf: Shelf) -> Ops:
     return ops
 
 
+@pytest.mark.parametrize(
+    ("stored", "int8_pages"),
+    [("auto", False), ("auto", True), ("int8", False)],
+    ids=["bf16", "int8 pages", "int8 weights"],
+)
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_whole_pass_has_the_bits_of_its_operations(shelf: Shelf, ops: Ops, name: str):
+def test_a_whole_pass_has_the_bits_of_its_operations(shelf: Shelf, ops: Ops, name: str, stored: str, int8_pages: bool):
     """Every position's logits of every family, in chunks of any size and as decode; and what it wrote of K and V."""
     apart = replace(ops, whole_pass_of=no_whole_pass)
-    runs = [DirectRun(decoder_of(shelf(name, BF16), own, BF16), own, TEXTS) for own in (ops, apart)]
+    if stored == "int8" and (refused := int8_refused(torch.device("cpu"), BF16, ())):
+        pytest.skip(refused)
+    runs = [
+        DirectRun(decoder_of(shelf(name, BF16), own, BF16, stored=stored), own, TEXTS, int8_pages=int8_pages)
+        for own in (ops, apart)
+    ]
     whole, parts = (run.run(CHUNKS) for run in runs)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
-    assert torch.equal(runs[0].kv.view(torch.int16), runs[1].kv.view(torch.int16))
+    assert torch.equal(runs[0].kv.view(torch.int8), runs[1].kv.view(torch.int8))
+    ours, theirs = (run.kv_scales for run in runs)
+    if ours is not None and theirs is not None:
+        assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -65,6 +65,19 @@ def test_the_overhead_bench_says_where_a_step_spends_its_time(bench):
         assert all(cells(said, function["function"]) for function in width["functions"])
 
 
+def test_the_int8_bench_sets_accuracy_beside_speed(bench):
+    """Errors and exact match of bf16, of either int8 and of both; how long steps take, and what a token's K/V takes."""
+    said, found = bench("int8")
+    names = ["bf16", "int8 K/V", "int8 weights", "both"]
+    for errors in found["accuracy"].values():
+        assert list(errors) == names
+        assert 0 < errors["bf16"]["rms"] < errors["both"]["rms"] < 1
+    assert all(0 <= found["exact_match"][name]["overall"] <= 1 for name in names)
+    assert [list(one["ms"]) for one in found["speed"]] == [names] * 6
+    assert found["kv_bytes_a_token"]["int8 K/V"] < 0.6 * found["kv_bytes_a_token"]["bf16"]
+    assert all(len(cells(said, name)) == 2 for name in names)
+
+
 def test_the_startup_bench_says_when_the_first_token_came_and_what_memory_it_took(bench):
     """Of a process that runs the model, beside one that imports alone: in order, and more than that one's."""
     said, found = bench("startup")

@@ -78,9 +78,12 @@ def test_transformers_loads_it_with_nothing_missing_and_room_for_long_answers():
     assert AutoTokenizer.from_pretrained(MODEL_DIR).eos_token_id in model.generation_config.eos_token_id
 
 
-def test_the_engine_answers_heldout_prompts_of_every_kind_exactly():
+@pytest.mark.parametrize(
+    "how", [{}, {"kv_dtype": "int8"}, {"kv_dtype": "int8", "weights": "int8"}], ids=["bf16", "int8 K/V", "int8"]
+)
+def test_the_engine_answers_heldout_prompts_of_every_kind_exactly(how: dict[str, str]):
     """Of four held-out prompts of a kind all are answered to the character; all but one, where it isn't counting."""
-    asked = ask(MODEL_DIR, heldout_examples(4, seed=11), through_engine(MODEL_DIR, threads=1))
+    asked = ask(MODEL_DIR, heldout_examples(4, seed=11), through_engine(MODEL_DIR, threads=1, **how))
     for kind, share in shares(asked).items():
         wrong = [(one.example.prompt, one.text) for one in asked if one.example.kind == kind and not one.exact]
         assert share >= (1.0 if kind.startswith("count") else 0.75), wrong

@@ -41,8 +41,8 @@ class EngineConfig:
                    that pays; 0: none. Not with device_rows
     dtype          of weights, K/V and activations: auto (the checkpoint's, or float32 where the CPU lacks it),
                    bfloat16, float16, float32
-    kv_dtype       of K/V in the pages: auto (dtype), int8 (a scale a token and head), fp8; smaller ones where rows are
-                   on the device, on the backends torch and triton
+    kv_dtype       of K/V in the pages: auto (dtype), int8 (a scale a token and head), fp8 (where rows are on the
+                   device, on the backends torch and triton)
     weights        how those of the layers' linears are stored: auto (as the checkpoint has them), or rounded at load to
                    int8 (a scale an output), int4 (a scale and a zero for 128 inputs), fp8 (a scale an output;
                    activations too, a scale a token); embedding, head and norms stay in dtype. int4 and fp8 on a GPU

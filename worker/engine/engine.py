@@ -161,27 +161,29 @@ class Engine:
         max_len = max_len_of(config, shape)
         kv_format = KvFormat.of(config.kv_dtype, dtype)
         on_device = (config.device_rows or config.ahead) and config.backend in (Backend.TORCH, Backend.TRITON)
-        if config.kv_dtype != "auto" and not on_device:
-            raise ConfigError(f"kv_dtype {config.kv_dtype} is for GPUs; on this CPU give --kv-dtype auto")
+        if config.kv_dtype == "fp8" and not on_device:
+            raise ConfigError("kv_dtype fp8 is for GPUs; on this CPU give --kv-dtype int8 or auto")
         keep = keep_of(config, shape, narrow=bool(on_device))
         taken = weight_bytes(directory) if keep is Keep.AS_READ else weight_bytes_of(shape, keep, dtype)
         num_pages = num_pages_of(config, shape, kv_format, max_len, free_bytes() - taken)
         max_len = min(max_len, num_pages * config.page_size)
         with torch.inference_mode():
             ops, slower_because = cpu_ops(config, shape, dtype)
-            stored, kept_because = ("auto", None) if on_device else stored_weights(config, torch.device("cpu"), dtype)
+            stored, kept_because = "auto", None
+            if not on_device:
+                stored, kept_because = stored_weights(config, shape, torch.device("cpu"), dtype)
             how: dict[str, Any] = {"deterministic": config.deterministic, "keep": keep, "stored": stored}
             decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, **how)
             where = (shape, num_pages, config.page_size, decoder.device)
             kv, scales = kv_format.pages(*where), kv_format.scales(*where)
             use_large_pages(kv)  # memory is taken page by page as it is first written; nobody reads what is not
             runner: Runner
+            how = {"exact_noise": config.deterministic, "kv_scales": scales}
             if config.device_rows or config.ahead:
-                how = {"exact_noise": config.deterministic, "kv_scales": scales}
                 runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, max_len, **how)
             else:
                 rows = RowTable(ops, config.max_rows, max_len, config.page_size)
-                runner = PlainRunner(decoder, rows, kv, exact_noise=config.deterministic)
+                runner = PlainRunner(decoder, rows, kv, **how)
             engine = cls(decoder, ops, config, kv, runner, max_len, ahead=bool(config.ahead))
             engine.slower_because = "; ".join(filter(None, (slower_because, kept_because))) or None
             if engine.slower_because is not None:
@@ -362,6 +364,7 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """What there is of what, as plain values: for logs, and for whoever feeds this engine."""
+        kv_format = KvFormat.of(self.config.kv_dtype, self._decoder.dtype)
         return {
             "architecture": self.model.architecture,
             "device": self._kv.device.type,
@@ -376,7 +379,7 @@ class Engine:
             "token_budget": self.config.token_budget,
             "page_size": self.config.page_size,
             "num_pages": self._pool.num_pages,
-            "pool_bytes": self._kv.numel() * self._kv.element_size(),
+            "pool_bytes": self._pool.num_pages * kv_format.page_bytes(self.model, self.config.page_size),
             "deterministic": self.config.deterministic,
             "threads": torch.get_num_threads(),
             **self.start_figures,

@@ -69,9 +69,12 @@ def cpu_ops(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> tup
         ) from None
 
 
-def stored_weights(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
+def stored_weights(
+    config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[str, str | None]:
     """How the layers' weights are stored, auto or int8, and why not as asked for."""
-    refused = None if config.weights == "auto" else int8_refused(device, dtype)
+    inputs = {model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim}
+    refused = None if config.weights == "auto" else int8_refused(device, dtype, inputs)
     return ("auto", f"weights stay in {dtype}: {refused}") if refused else (config.weights, None)
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kernels.kv_scales import KvScales
 from worker.engine.adjustments import Adjustments, Asked, Logprob
 from worker.engine.devices import HostDevice
 from worker.engine.rows import Place, RowTable, places_of
@@ -48,9 +49,12 @@ class Runner(Protocol):
 class PlainRunner:
     """Steps one after the other, rows in the host's memory."""
 
-    def __init__(self, decoder: Decoder, rows: RowTable, kv: Tensor, *, exact_noise: bool) -> None:
-        """kv [layers, pages, 2, Hkv, page_size, D] model dtype."""
-        self._decoder, self._rows, self._kv, self._exact_noise = decoder, rows, kv, exact_noise
+    def __init__(
+        self, decoder: Decoder, rows: RowTable, kv: Tensor, *, exact_noise: bool, kv_scales: KvScales | None = None
+    ) -> None:
+        """kv [layers, pages, 2, Hkv, page_size, D] and its scales as Decoder.forward takes them."""
+        self._decoder, self._rows, self._exact_noise = decoder, rows, exact_noise
+        self._pages = (kv,) if kv_scales is None else (kv, kv_scales)
         vocab_size = decoder.config.vocab_size
         self._adjustments = Adjustments(rows.ops, len(rows.tokens), vocab_size, HostDevice(), kv.device)
 
@@ -58,7 +62,7 @@ class PlainRunner:
         """See Runner. The step is done when this returns."""
         self._write(plan.admitted)
         wanted = list(sampled)
-        logits = self._decoder.forward(self._rows.batch(plan, wanted), self._kv)
+        logits = self._decoder.forward(self._rows.batch(plan, wanted), *self._pages)
         if not wanted:
             return list
         places = places_of(plan, wanted)

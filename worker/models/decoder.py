@@ -112,8 +112,8 @@ class Decoder:
         kv [layers, pages, 2, Hkv, page_size, D] model dtype, or a smaller one with scales: a pair, or a tensor
         [layers, pages, 2, Hkv, page_size] fp32.
         """
-        if self._whole_pass is not None and kv_scales is None:
-            logits = self._whole_pass(batch, kv)
+        if self._whole_pass is not None and not isinstance(kv_scales, tuple):
+            logits = self._whole_pass(batch, kv, kv_scales)
             return logits if out is None else out.copy_(logits)
         ops, eps = self._ops, self.config.rms_norm_eps
         workspace = ops.attention_workspace(
