@@ -68,7 +68,7 @@ def test_decoding_pauses_while_too_much_is_unpublished(fleet, durable_redis, wai
         assert worker.is_running
 
 
-def test_a_redis_that_hangs_for_longer_than_a_lease_is_waited_for(fleet, durable_redis):
+def test_a_redis_that_hangs_for_longer_than_a_lease_is_waited_for(fleet, durable_redis, wait_until):
     """The engine speaks while its worker waits for Redis: that is not taken for a hang of the engine."""
     (worker,) = fleet.of(1)
     expected = fleet.undisturbed()
@@ -76,8 +76,10 @@ def test_a_redis_that_hangs_for_longer_than_a_lease_is_waited_for(fleet, durable
     hung = psutil.Process(durable_redis.pid)
     with fleet.in_mid_sentence() as (reader,):
         hung.suspend()
+        over_at = time.monotonic() + 1.2 * LEASE_S
         try:
             worker.wait_for("redis_down", already=before)
+            wait_until(lambda: time.monotonic() > over_at, 60, "it has hung for longer than a lease")
         finally:
             hung.resume()
 
