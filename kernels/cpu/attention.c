@@ -10,13 +10,17 @@
 //
 // Pages may hold codes (int8) with scales: a code is exact as an element, products and sums are those of the codes, and a
 // key's scale is multiplied into its score, a value's into its weight. Decode widens codes as it loads them; a tile of a
-// prompt, whose rows go through them many times, widens a chunk once.
+// prompt, whose rows go through them many times, widens a chunk once. attention_codes.c is this file once more, for them.
 #include "operations.h"
 #include "threads.h"
 
 #include <stdlib.h>
 #if defined(ELEMENT_BF16) && defined(__AVX512BF16__)
 #include <immintrin.h>
+#endif
+
+#ifndef CODES
+#define CODES 0
 #endif
 
 #define BLOCK 16    // keys that are scored at once; they lie in one page
@@ -51,7 +55,7 @@ INLINE int64_t place_of(const Keys *k, int64_t row, int64_t key, int head, int s
 }
 
 // Sixteen of them times their scales.
-INLINE vf scaled(vf x, const Keys *k, int64_t place) { return k->scales ? x * load_float(k->scales + place) : x; }
+INLINE vf scaled(vf x, const Keys *k, int64_t place) { return CODES ? x * load_float(k->scales + place) : x; }
 
 // `narrow`: what is stored are codes. It is known where the code is made.
 INLINE int bytes_of(int count, int narrow) { return narrow ? count : count * (int)sizeof(element); }
@@ -341,13 +345,13 @@ INLINE void run_tile(const Keys *k, int64_t row, int head, const element **q, co
                      int D) {
     State state[GROUP * TILE];
     Widened widened;
-    int together = k->scales ? rows : GROUP;
+    int together = CODES ? rows : GROUP;
     for (int at = 0; at < rows; at += together) {
         int last = rows - at < together ? rows : at + together;
         Range all = seen_by(k, pos + at, last - at);
         for (int64_t chunk = all.start / CHUNK; chunk * CHUNK < all.end; chunk++) {
-            int64_t from = k->scales ? chunk * CHUNK : 0;  // where own's keys begin
-            Keys own = k->scales ? widen(k, row, head, chunk, within(all, chunk), D, &widened) : *k;
+            int64_t from = CODES ? chunk * CHUNK : 0;  // where own's keys begin
+            Keys own = CODES ? widen(k, row, head, chunk, within(all, chunk), D, &widened) : *k;
             for (int m = at; m < last; m += GROUP) {
                 int n = last - m < GROUP ? last - m : GROUP;
                 Range seen = seen_by(k, pos + m, n), here = within(seen, chunk);
@@ -356,7 +360,7 @@ INLINE void run_tile(const Keys *k, int64_t row, int head, const element **q, co
                 int64_t own_pos[GROUP];
                 for (int i = 0; i < n; i++) own_pos[i] = pos[m + i] - from;
                 here.start -= from, here.end -= from;
-                BY_ROWS(n, run_rows(&own, k->scales ? 0 : row, k->scales ? 0 : head, q + m, own_pos, N, D, here, first,
+                BY_ROWS(n, run_rows(&own, CODES ? 0 : row, CODES ? 0 : head, q + m, own_pos, N, D, here, first,
                                     state + m))
             }
         }
@@ -463,10 +467,9 @@ static void run_decode_item(const Keys *k, Item it, const element *q, element *o
                             State *part) {
     int G = heads / k->kv_heads, count = (it.last_head - it.head) * G;
     State local[STATES], *state = part ? part + it.head * G : local;
-    if (k->scales) BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, 1, it.at, later, state))
-    else BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, 0, it.at, later, state))
+    BY_D(k->D, run_chunk(k, it.row, it.head, it.last_head, G, q, pos, SIZE, CODES, it.at, later, state))
     if (!part)
-        for (int i = 0; i < count; i++) write(out + (it.head * G + i) * k->D, &state[i], k->D, k->scales != NULL);
+        for (int i = 0; i < count; i++) write(out + (it.head * G + i) * k->D, &state[i], k->D, CODES);
 }
 
 typedef struct {
@@ -495,7 +498,8 @@ static void run_items(const void *what, int64_t from, int64_t to) {
     }
 }
 
-// q, out [T, Hq, D]; query_start [R+1], seq_lens [R]. rows [first_row, last_row). Returns 0, or -1 without memory.
+// q, out [T, Hq, D]; query_start [R+1], seq_lens [R]. rows [first_row, last_row). scales: not NULL for attention_codes
+// alone. Returns 0, or -1 without memory.
 int attention(const element *q, const void *kv, const float *scales, const int64_t *query_start, const int64_t *seq_lens,
               const int32_t *page_table, element *out, int64_t first_row, int64_t last_row, int64_t pages_a_row,
               int64_t heads, int64_t kv_heads, int64_t page_size, int64_t D, float scale, float soft_cap, int64_t window) {
@@ -515,7 +519,7 @@ int attention(const element *q, const void *kv, const float *scales, const int64
             State *first = w.parts + it.part * heads + h;
             for (int64_t c = 1; c < chunks; c++)
                 if (first[c * heads].top > -INFINITY) merge(first, first + c * heads, (int)D);
-            write(to + h * D, first, (int)D, scales != NULL);
+            write(to + h * D, first, (int)D, CODES);
         }
     }
     free(w.items), free(w.parts);

@@ -113,8 +113,9 @@ static int keep_wanted(const Batch *b, Batch *kept, int64_t *numbers, int32_t *t
 }
 
 static int attend_all(const Model *m, const Layer *w, const Batch *b, const element *q, Pages of, element *out) {
-    return attention(q, of.kv, of.scales, b->query_start, b->seq_lens, b->page_table, out, 0, b->R, b->P, m->heads,
-                     m->kv_heads, of.page_size, m->D, m->scale, 0.0f, w->window);
+    return (of.scales ? attention_codes : attention)(q, of.kv, of.scales, b->query_start, b->seq_lens, b->page_table, out,
+                                                     0, b->R, b->P, m->heads, m->kv_heads, of.page_size, m->D, m->scale,
+                                                     0.0f, w->window);
 }
 
 // pages: of the first layer. logits [L, vocabulary]. Returns 0, or -1 without memory.

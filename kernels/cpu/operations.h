@@ -25,6 +25,11 @@ void silu_mul(const element *gate_up, element *out, int64_t T, int64_t n);
 void norm_rope_write(const element *qkv, void *kv, float *scales, const int64_t *positions, const int64_t *slots,
                      const float *cos_sin, const element *q_norm, const element *k_norm, element *q, int64_t T,
                      int64_t heads, int64_t kv_heads, int64_t page_size, int64_t D, float eps);
+// scales: NULL for attention, which reads elements; attention_codes reads codes.
 int attention(const element *q, const void *kv, const float *scales, const int64_t *query_start, const int64_t *seq_lens,
               const int32_t *page_table, element *out, int64_t first_row, int64_t last_row, int64_t pages_a_row,
               int64_t heads, int64_t kv_heads, int64_t page_size, int64_t D, float scale, float soft_cap, int64_t window);
+int attention_codes(const element *q, const void *kv, const float *scales, const int64_t *query_start,
+                    const int64_t *seq_lens, const int32_t *page_table, element *out, int64_t first_row, int64_t last_row,
+                    int64_t pages_a_row, int64_t heads, int64_t kv_heads, int64_t page_size, int64_t D, float scale,
+                    float soft_cap, int64_t window);

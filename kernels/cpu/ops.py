@@ -42,8 +42,9 @@ class CpuOps:
         library = load(element)
         self.prepare_batch = prepare_batch_in_c(element)
         pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-        self._attention = library.attention
-        self._attention.argtypes = [pointer] * 7 + [integer] * 7 + [real, real, integer]
+        self._attention, self._attention_codes = library.attention, library.attention_codes
+        for attention in (self._attention, self._attention_codes):
+            attention.argtypes = [pointer] * 7 + [integer] * 7 + [real, real, integer]
         self._rms_norm = library.rms_norm
         self._rms_norm.argtypes = [pointer] * 4 + [integer] * 2 + [real]
         self._silu_mul = library.silu_mul
@@ -245,7 +246,8 @@ class CpuOps:
         self._expect(q, out)
         expect_pages(kv, kv_scales, self.dtype)
         _, _, kv_heads, page_size, D = kv.shape
-        failed = self._attention(
+        attention = self._attention if kv_scales is None else self._attention_codes
+        failed = attention(
             q.data_ptr(),
             kv.data_ptr(),
             _scales(kv_scales),
