@@ -4,6 +4,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 typedef float vf __attribute__((vector_size(64)));
@@ -104,9 +107,13 @@ INLINE void store_codes(int8_t *p, vf x) {
 }
 
 INLINE vf load_codes(const int8_t *p) {
+#if defined(__AVX512F__)  // gcc takes the conversion below apart
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#else
     vb codes;
     memcpy(&codes, p, sizeof codes);
     return __builtin_convertvector(__builtin_convertvector(codes, vi), vf);
+#endif
 }
 
 // e^x to about one unit in the last place: 2^n times a polynomial over [-ln2/2, ln2/2]. 0 below -87.3 and for -inf.
