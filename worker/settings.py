@@ -80,7 +80,9 @@ class Settings(BaseSettings):
     name: str = Field(default_factory=socket.gethostname, description="this worker's name; made unique by its start")
 
     max_rows: int = Field(64, ge=1, description="seats in the batch: jobs decoded at once")
-    token_budget: int = Field(512, ge=1, description="most tokens in a step, prompts and decodes together")
+    token_budget: int | None = Field(
+        None, ge=1, description="most tokens in a step, prompts and decodes together; 512 by default, on a GPU 4,096"
+    )
     step_time_s: float | None = Field(
         0.1, gt=0, le=60, description="seconds a step aims to take while jobs decode; long prompts go in shorter chunks"
     )

@@ -83,6 +83,17 @@ def test_deterministic_mode_refuses_a_dtype_without_a_fixed_order(engine_of: Eng
         engine_of(dtype="float16", deterministic=True)
 
 
+@pytest.mark.parametrize(
+    ("settings", "on_cpu", "on_gpu"),
+    [({}, 512, 4096), ({"max_rows": 600}, 600, 4096), ({"token_budget": 100}, 100, 100)],
+    ids=["by default", "more rows than that", "given"],
+)
+def test_a_step_has_as_many_tokens_as_suit_the_device(settings: dict[str, Any], on_cpu: int, on_gpu: int):
+    """Room for a decode in every row in any case; what is given counts."""
+    config = EngineConfig(**{"max_rows": 64, **settings})
+    assert (config.tokens_a_step("cpu"), config.tokens_a_step("cuda")) == (on_cpu, on_gpu)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_dtype_asked_for_is_taken(engine_of: EngineOf, dtype: str):
     """For weights and K/V; and it generates."""

@@ -53,7 +53,7 @@ with torch.inference_mode():
         deterministic=False, keep=Keep(sys.argv[1]))
     kv = torch.zeros(2, 60, 2, 2, 16, 32, dtype=torch.bfloat16)
     runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, 512, exact_noise=False)
-    warm = {launch.key for launch in record(lambda: runner.warm_up(config.token_budget), Architecture.SM_90)}
+    warm = {launch.key for launch in record(lambda: runner.warm_up(config.tokens_a_step("cuda")), Architecture.SM_90)}
 engine = Engine(decoder, ops, config, kv, runner, 512, ahead=True)
 drawn = Random(1)
 

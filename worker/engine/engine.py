@@ -125,7 +125,7 @@ class Engine:
         self._pool = PagePool(kv.shape[1], config.page_size)
         guesses = config.max_drafts > 0 and isinstance(runner, PlainRunner)  # a guess needs the last token at hand
         speculation = Speculation(config.max_drafts) if guesses else None
-        self._scheduler = Scheduler(config, self._pool, self.stats, speculation)
+        self._scheduler = Scheduler(config, self._pool, self.stats, speculation, decoder.device.type)
         self._flight: _Flight | None = None  # launched and not read
         self._ran_out = False  # of memory, in the launch before
         self._hopeless: Sequence | None = None  # it did so for this one alone
@@ -376,7 +376,7 @@ class Engine:
             "vocab_size": self.model.vocab_size,
             "max_rows": self.config.max_rows,
             "max_len": self.max_len,
-            "token_budget": self.config.token_budget,
+            "token_budget": self.config.tokens_a_step(self._decoder.device.type),
             "page_size": self.config.page_size,
             "num_pages": self._pool.num_pages,
             "pool_bytes": self._pool.num_pages * kv_format.page_bytes(self.model, self.config.page_size),

@@ -78,16 +78,16 @@ def start(
     how = {"exact_noise": config.deterministic}
     runner = DeviceRunner(decoder, ops, device, one_page, config.max_rows, max_len, **how, kv_scales=its_scales)
     runner.rest()
-    runner.run_most_tokens(config.token_budget)  # compiles; what it takes is measured once it is warm
+    runner.run_most_tokens(config.tokens_a_step("cuda"))  # compiles; what it takes is measured once it is warm
     done("first step")
     memory = measured_memory(
         config.memory_share,
-        lambda: runner.run_most_tokens(config.token_budget),
+        lambda: runner.run_most_tokens(config.tokens_a_step("cuda")),
         lambda: runner.run_decodes(runner.sizes[-1]),
     )
     runner.kv, runner.kv_scales = made(num_pages_of(memory.pages))
     done("memory")
-    runner.warm_up(config.token_budget)
+    runner.warm_up(config.tokens_a_step("cuda"))
     done("warm-up")
     watch = CompileWatch()
     if ops.backend is Backend.TRITON:

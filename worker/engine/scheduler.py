@@ -58,14 +58,15 @@ class Scheduler:
         pool: PagePool,
         counts: SchedulerCounts | None = None,
         speculation: Speculation | None = None,
+        device: str = "cpu",
     ) -> None:
-        """counts: where to count; its own by default. speculation: None: no drafts."""
+        """counts: where to count; its own by default. speculation: None: no drafts. device: what computes the steps."""
         self.pool = pool
         self.running: list[Sequence] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap by rank
         self._num_ended = 0  # of them, cancelled while they waited
         self._free_rows = list(range(config.max_rows - 1, -1, -1))
-        self.budget = TokenBudget(config.token_budget, config.step_time_s)
+        self.budget = TokenBudget(config.tokens_a_step(device), config.step_time_s)
         self._max_rows = config.max_rows
         self._headroom = Headroom(int(config.watermark * pool.num_pages), config.headroom)
         self._keys = PrefixKeys(pool.page_size) if config.prefix_cache else None
