@@ -73,7 +73,7 @@ def test_the_int8_bench_sets_accuracy_beside_speed(bench):
         assert list(errors) == names
         assert 0 < errors["bf16"]["rms"] < errors["both"]["rms"] < 1
     assert all(0 <= found["exact_match"][name]["overall"] <= 1 for name in names)
-    assert [list(one["ms"]) for one in found["speed"]] == [names] * 6
+    assert [list(one["ms"]) for one in found["speed"]] == [names] * 5  # 1 and 4 rows, long rows, prompts, a long prompt
     assert found["kv_bytes_a_token"]["int8 K/V"] < 0.6 * found["kv_bytes_a_token"]["bf16"]
     assert all(len(cells(said, name)) == 2 for name in names)
 
