@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from producer.logprobs import Logprob
-
-THREAD_ENV = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}
-"""How the engine's threads wait for each other: they spin for some tens of microseconds, which on idle cores saves a
-sixth of a step, and then sleep; spinning on, they would take cores that this process and Redis need."""
+from worker.thread_env import THREAD_ENV
 
 Emission = tuple[int, list[int], str | None, str | None, int, list[Logprob] | None]
 """A sequence's id, its new token ids, why it ended ("stop", "length", "failed") or None, the error if it failed, how

@@ -28,8 +28,7 @@ import sys
 from collections.abc import Sequence
 
 from ops.bench.report import BenchError
-from ops.redis_server import RedisUnavailable
-from worker.engine_link import THREAD_ENV
+from worker.thread_env import THREAD_ENV
 
 BENCHES = {
     "engine": "this engine beside transformers and beside itself in static batches (the default)",
@@ -71,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engine would take a GPU, and the others would not
     try:
         code: int = importlib.import_module(f"ops.bench.{name}").main(given[1:] if named else given)
-    except (BenchError, RedisUnavailable) as error:
+    except BenchError as error:
         return _complain(error, 1)
     except Exception as error:
-        from worker.engine.config import ConfigError  # with torch, which whatever raises it has loaded
-
-        if not isinstance(error, ConfigError):
-            raise
-        return _complain(error, 2)
+        for where, kind, refused in (("ops.redis_server", "RedisUnavailable", 1), ("worker.engine", "ConfigError", 2)):
+            loaded = sys.modules.get(where)  # what raises it has loaded it; a GPU machine has no redis to import
+            if loaded is not None and isinstance(error, getattr(loaded, kind)):
+                return _complain(error, refused)
+        raise
     return code
 
 

@@ -40,7 +40,7 @@ from producer import Ended, Job, Producer
 from producer.connection import connect
 from producer.cursor import EventCursor
 from producer.keys import Keys
-from worker.engine_link import THREAD_ENV
+from worker.thread_env import THREAD_ENV
 
 WAYS = ("process", "thread", "alone")
 THREAD_MAY_COST = 0.05

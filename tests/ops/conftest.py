@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ops.bench.__main__ import main
-from worker.engine_link import THREAD_ENV
+from worker.thread_env import THREAD_ENV
 
 
 @pytest.fixture(scope="session")

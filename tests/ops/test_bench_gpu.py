@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,24 @@ def test_steps_are_of_decodes_alone_from_the_first_on(cache: Path):
     ]  # fmt: skip
     assert found[-1]["left_out"] == "it takes 60 pages, fewer are free"
     assert all(0 < one["host_share"] <= 1 and one["floor_ms"] > 0 for one in found[:3])
+
+
+def test_a_gpu_machine_needs_torch_triton_transformers_and_pytest_alone():
+    """Both benches and the tests for a GPU load, and print floors, where nothing else that we depend on is there."""
+    program = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"redis", "fakeredis", "msgpack", "structlog", "pydantic"}:
+            raise ModuleNotFoundError(f"there is no {name} there")
+
+sys.meta_path.insert(0, Missing())
+import tests.gpu.test_engine_on_device, tests.gpu.test_on_device, ops.bench.gpu_transformers
+from ops.bench.__main__ import main
+sys.exit(main(["kernels", "--only", "rms"]) or main(["gpu_engine"]))
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "predictions" in ended.stdout
