@@ -46,10 +46,11 @@ BENCHES = {
     "loop": "a step's time while rows stream through Redis: the Redis half as a process and as a thread",
     "queue": "the queue layer by itself, with an engine that computes nothing; beside other queues",
     "gpu_engine": "decoding on a GPU against the floor, on random weights; without one the floors alone",
+    "gpu_profile": "where a decode step's time goes on a GPU, by kernel, and the host's, by function",
     "kernels": "each Triton kernel against the roofline; without a GPU the floors alone, as predictions",
 }
 
-ON_GPU = ("gpu_engine", "kernels")
+ON_GPU = ("gpu_engine", "gpu_profile", "kernels")
 """The others measure what runs on a CPU, everywhere."""
 
 

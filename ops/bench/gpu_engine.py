@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--with", choices=("slipstream", "transformers"), default="slipstream", dest="system")
     parser.add_argument("--weights", choices=FORMS, default="auto", help="what projections are kept as (%(default)s)")
     parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing new after this (%(default)s)")
+    parser.add_argument("--only", default="", help="what has this in its name")
     parser.add_argument("--json", type=Path, help="where to write; ops/bench/results on a GPU unless given")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * given.minutes
     cases = _ours(ceilings, given.weights) if given.system == "slipstream" else _theirs()
     for name, case in cases:
+        if given.only not in name:
+            continue
         if time.monotonic() > deadline:
             print(f"{name}: left out, {given.minutes:g} minutes are over")
             kept.add({"name": name, "left_out": "no time"})
