@@ -97,16 +97,16 @@ def decode_attention(
     _decode[(rows, kv_heads, splits)](
         q, kv, own, batch.seq_lens, batch.page_table, workspace.states, workspace.partials, out,
         batch.page_table.stride(0), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3),
-        scale * k_scale, window or 0, soft_cap or 0.0, v_scale, splits,
+        scale * k_scale, window or 0, soft_cap or 0.0, v_scale, splits, CHUNK_AT_LEAST,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, M=max(launch.block_m, triton.next_power_of_2(group)),
-        D=D, D_PAD=triton.next_power_of_2(D), PAGE=page_size, TILE=launch.tile, CHUNK=chunk, AT_LEAST=CHUNK_AT_LEAST,
+        D=D, D_PAD=triton.next_power_of_2(D), PAGE=page_size, TILE=launch.tile, CHUNK=chunk,
         WINDOW=window is not None, SOFT_CAP=soft_cap is not None, OWN_SCALES=own is not None,
         num_stages=launch.stages, **common, **EXTRA[workspace.architecture],
     )  # fmt: skip
     if splits > 1:
         _merge_chunks[(rows, heads)](
-            batch.seq_lens, workspace.states, workspace.partials, out, window or 0, v_scale, splits,
-            HEADS=heads, D=D, D_PAD=triton.next_power_of_2(D), TILE=launch.tile, CHUNK=chunk, AT_LEAST=CHUNK_AT_LEAST,
+            batch.seq_lens, workspace.states, workspace.partials, out, window or 0, v_scale, splits, CHUNK_AT_LEAST,
+            HEADS=heads, D=D, D_PAD=triton.next_power_of_2(D), TILE=launch.tile, CHUNK=chunk,
             WINDOW=window is not None, **{**common, "num_warps": 1},
         )  # fmt: skip
 
@@ -123,7 +123,7 @@ def _check(q: Tensor, kv: Tensor, out: Tensor, kv_scales: KvScales | None) -> No
 
 
 @triton.jit
-def _chunks(seq_len, window, splits, TILE: tl.constexpr, CHUNK: tl.constexpr, AT_LEAST: tl.constexpr):
+def _chunks(seq_len, window, splits, at_least, TILE: tl.constexpr, CHUNK: tl.constexpr):
     """(where a row's first chunk begins, keys a chunk, chunks): the same for both kernels below."""
     first = tl.maximum(seq_len - window, 0) * (window > 0)  # the token's own key counts: seq_len - 1 - (window - 1)
     if CHUNK > 0:
@@ -132,11 +132,11 @@ def _chunks(seq_len, window, splits, TILE: tl.constexpr, CHUNK: tl.constexpr, AT
     else:
         begin = first // TILE * TILE
         even = (seq_len - begin + splits - 1) // splits
-        size = tl.maximum((even + TILE - 1) // TILE * TILE, AT_LEAST)
+        size = tl.maximum((even + TILE - 1) // TILE * TILE, at_least)
     return begin, size, (seq_len - begin + size - 1) // size
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "splits"])
+@triton.jit(do_not_specialize=["table_stride", "window", "splits", "at_least"])
 def _decode(
     q_ptr,  # [T, HEADS, D]
     kv_ptr,  # [pages, 2, KV_HEADS, PAGE, D], strides below
@@ -156,6 +156,7 @@ def _decode(
     soft_cap,
     v_scale,
     splits,
+    at_least,  # keys of a chunk in the fast order
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a key head, which share each tile of keys
@@ -165,7 +166,6 @@ def _decode(
     PAGE: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,  # keys of every chunk in the fixed order, 0 in the fast one
-    AT_LEAST: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     OWN_SCALES: tl.constexpr,
@@ -175,7 +175,7 @@ def _decode(
     kv_head = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     seq_len = tl.load(seq_lens_ptr + row).to(tl.int32)
-    begin, size, count = _chunks(seq_len, window, splits, TILE, CHUNK, AT_LEAST)
+    begin, size, count = _chunks(seq_len, window, splits, at_least, TILE, CHUNK)
     if split >= count:
         return
     first = begin + split * size
@@ -205,7 +205,7 @@ def _decode(
         tl.store(partials_ptr + chunk[:, None] * D + place[None, :], acc, mask=real)
 
 
-@triton.jit(do_not_specialize=["window", "splits"])
+@triton.jit(do_not_specialize=["window", "splits", "at_least"])
 def _merge_chunks(
     seq_lens_ptr,  # [R] int64
     states_ptr,  # [rows, HEADS, splits, 2] fp32
@@ -214,19 +214,19 @@ def _merge_chunks(
     window,
     v_scale,
     splits,
+    at_least,  # keys of a chunk in the fast order
     HEADS: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
-    AT_LEAST: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
     """Grid (rows, HEADS): the states of a row's chunks, merged first to last, in fp32."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     seq_len = tl.load(seq_lens_ptr + row).to(tl.int32)
-    _, _, count = _chunks(seq_len, window, splits, TILE, CHUNK, AT_LEAST)
+    _, _, count = _chunks(seq_len, window, splits, at_least, TILE, CHUNK)
     if count <= 1:
         return
     base = (row * HEADS + head) * splits
