@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,6 +26,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at o
 if not os.path.exists("/dev/nvidiactl") and not os.path.exists("/dev/kfd"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # no GPU: Triton's kernels run in its interpreter
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else every fork in a test warns
+
+# Tests start some two hundred Python processes. Set-up compiles nothing, and images often set this: then each of them
+# would compile all it imports, which is a third of a worker's start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that starts us in the background has SIGINT ignored, and so would every program that a test sends Ctrl-C to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
