@@ -143,6 +143,11 @@ class Adjustments:
                 said = self._uploaded(np.array(sequence.output, np.int32)).long()
                 counts.index_add_(0, said, torch.ones_like(said, dtype=torch.int32))
 
+    @property
+    def are_asked(self) -> bool:
+        """Whether any seat asks for anything."""
+        return bool(self._params)
+
     def of(self, places: list[Place], draws: Items[int] | None = None) -> Asked | None:
         """What the draws of a step ask for; None: nothing. draws: which of them each place is; else in their order."""
         if not self._params:

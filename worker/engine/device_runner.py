@@ -8,7 +8,9 @@ the Device's matter (devices.py): on a CPU the same steps run with nothing to ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -17,10 +19,10 @@ from torch import Tensor
 
 from kernels.kv_scales import KvScales
 from kernels.table import Ops
-from worker.engine.adjustments import Adjustments, Asked, pack
+from worker.engine.adjustments import Adjustments, Asked, Logprob, pack
 from worker.engine.devices import Device
 from worker.engine.row_state import STOPS, RowState
-from worker.engine.rows import ladder
+from worker.engine.rows import ladder, places_in
 from worker.engine.runner import Drawn, Read
 from worker.engine.scheduler import Plan
 from worker.engine.sequence import Sequence
@@ -67,36 +69,37 @@ class DeviceRunner:
         self._logits = torch.empty(self.sizes[-1], vocab_size, dtype=decoder.dtype, device=where)  # of the latest step
         self._adjustments = Adjustments(ops, self.state.nobody + 1, vocab_size, device, where, padded_to=_DRAWS)
         self._adjustments.take_memory()
+        self._barred_wide = set[int]()  # seats that bar more stop ids than they hold
+        self._decodes: tuple[bytes, bytes] | None = None  # rows and draws whose decode step is staged or in its place
 
-    def launch(self, plan: Plan, sampled: Items[Sequence]) -> Read:
+    def launch(self, plan: Plan) -> Read:
         """See Runner."""
         for sequence in plan.admitted:
             self._write(sequence)
-        for sequence in plan.tokens:
+        for sequence in plan.grown:
             self._write_new_pages(sequence)
-        wanted = set(map(id, sampled))
         rows = np.array([s.row for s in plan.tokens], np.int64)
+        chosen, num_decode = places_in(plan), plan.num_decode
+        banned = self._wide_bans(plan.caught_up) if self._barred_wide else None
+        outputs = [(s, s.num_output) for s in plan.caught_up] if self._adjustments.are_asked else []
+        if num_decode == len(rows) <= self.sizes[-1] and banned is None:
+            return self._launch_decodes(rows, chosen, self._adjustments.of(outputs, chosen.tolist()))
         lens = np.array(list(plan.tokens.values()), np.int64)
-        chosen = [at for at, s in enumerate(plan.tokens) if id(s) in wanted]
-        banned = self._wide_bans(sampled)
-        outputs = [(sequence, sequence.num_output) for sequence in sampled]
-        if plan.num_decode == len(rows) <= self.sizes[-1] and banned is None:
-            return self._launch_decodes(rows, lens, chosen, self._adjustments.of(outputs, chosen))
-        places = np.array(chosen, np.int64)
         L = _draws(len(chosen))
-        self._stage(rows, lens, len(rows), _padded(places, L, 0), _padded(rows[places], L, self.state.nobody))
+        self._stage(rows, lens, len(rows), _padded(chosen, L, 0), _padded(rows[chosen], L, self.state.nobody))
         self._flush()
-        result = self.run(len(rows), ladder(int(lens.sum())), L, plan.num_decode, banned)
-        return self._read(result, list(range(len(chosen))), self._adjustments.of(outputs))
+        result = self.run(len(rows), ladder(plan.num_tokens), L, num_decode, banned)
+        return self._read(result, np.arange(len(chosen)), self._adjustments.of(outputs))
 
-    def _launch_decodes(
-        self, rows: NDArray[np.int64], lens: NDArray[np.int64], chosen: list[int], asked: Asked | None
-    ) -> Read:
+    def _launch_decodes(self, rows: NDArray[np.int64], chosen: NDArray[np.int64], asked: Asked | None) -> Read:
         """A step of decodes alone, padded. A prompt whose chunk is one token has its draw sent to nobody's seat."""
         size = next(size for size in self.sizes if size >= len(rows))
-        sampled = np.full(size, self.state.nobody)
-        sampled[chosen] = rows[chosen]
-        self._stage(rows, lens, size, np.arange(size), sampled)
+        inputs = rows.tobytes(), chosen.tobytes()
+        if inputs != self._decodes:  # as a rule the step before was of the same rows
+            sampled = np.full(size, self.state.nobody)
+            sampled[chosen] = rows[chosen]
+            self._stage(rows, np.ones_like(rows), size, np.arange(size), sampled)
+            self._decodes = inputs
         self._flush()
         return self._read(self._device.decode(size, self.run_decodes), chosen, asked)
 
@@ -197,20 +200,18 @@ class DeviceRunner:
         """See Runner."""
         self._device.relieve()
         self.state.forget_staged()
+        self._decodes = None
         for sequence in sequences:
             self._write(sequence)
 
-    def _read(self, result: Tensor | None, places: list[int], asked: Asked | None) -> Read:
+    def _read(self, result: Tensor | None, places: NDArray[np.int64], asked: Asked | None) -> Read:
         """The draws at `places` of a result, once it is there, and what they ask for."""
         if result is None or asked is None:
             fetched = self._device.fetch(result)
 
             def read() -> list[Drawn]:
                 got = fetched()
-                if got is None:
-                    return []
-                ids, sound = got.tolist()
-                return [(ids[at], bool(sound[at]), None) for at in places]
+                return [] if got is None else _drawn(got, places, repeat(None))
 
             return read
         L, fetched = result.shape[1], self._device.fetch(self._adjust(result, asked))
@@ -218,14 +219,13 @@ class DeviceRunner:
         def read_all() -> list[Drawn]:
             got = fetched()
             assert got is not None
-            ids, sound = got[: 2 * L].view(2, L).tolist()
             told = asked.spread(asked.unpack(got[2 * L :]), L)
-            return [(ids[at], bool(sound[at]), told[at]) for at in places]
+            return _drawn(got[: 2 * L].view(2, L), places, [told[at] for at in places])
 
         return read_all
 
     def _write(self, sequence: Sequence) -> None:
-        """Stage all that the sequence's seat holds, its pages aside."""
+        """Stage all that the sequence's seat holds."""
         self._adjustments.admit(sequence)
         seat, params, state = sequence.row, sequence.params, self.state
         assert seat is not None
@@ -246,6 +246,8 @@ class DeviceRunner:
         tokens = np.fromiter((*sequence.prompt, *sequence.output), np.int32, sequence.num_tokens)
         state.stage_row("tokens", seat, 0, tokens)
         self._pages_there[seat] = 0
+        self._write_new_pages(sequence)
+        (self._barred_wide.discard if few else self._barred_wide.add)(seat)
 
     def _write_new_pages(self, sequence: Sequence) -> None:
         seat = sequence.row
@@ -264,6 +266,7 @@ class DeviceRunner:
         sampled: NDArray[np.int64],
     ) -> None:
         """Stage a step's inputs, its rows padded to R."""
+        self._decodes = None
         self.state.stage_input("rows", _padded(rows, R, -1))
         self.state.stage_input("owners", _padded(rows, R, self.state.nobody))
         self.state.stage_input("lens", _padded(lens, R, 0))
@@ -297,6 +300,12 @@ class DeviceRunner:
 
 def _draws(count: int) -> int:
     return -(-count // _DRAWS) * _DRAWS
+
+
+def _drawn(result: Tensor, places: NDArray[np.int64], told: Iterable[Logprob | None]) -> list[Drawn]:
+    """The draws at `places` of a result [2, L], with their log-probabilities."""
+    ids, sound = result.numpy()[:, places]
+    return list(zip(ids.tolist(), (sound != 0).tolist(), told, strict=False))
 
 
 def _padded(values: NDArray[np.int64], count: int, padding: int) -> NDArray[np.int64]:

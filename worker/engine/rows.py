@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.prepare_batch import FlatBatch
@@ -34,6 +35,7 @@ class RowTable:
         self._prompt_len = torch.zeros(max_rows, dtype=torch.int64)
         # numpy is ten times as fast as torch at setting an element, three times at picking some
         self._tokens_np, self._pages_np = self.tokens.numpy(), self.page_table.numpy()
+        self._computed_np = self.computed.numpy()
         self._temperature = np.zeros(max_rows, np.float32)
         self._top_k = np.zeros(max_rows, np.int64)
         self._top_p = np.ones(max_rows, np.float32)
@@ -48,6 +50,7 @@ class RowTable:
             (*sequence.prompt, *sequence.output), np.int32, sequence.num_tokens
         )
         self._num_pages[row] = 0
+        self._write_new_pages(sequence)
         self._prompt_len[row] = len(sequence.prompt)
         self._temperature[row], self._seed[row] = params.temperature, params.seed
         self._top_k[row], self._top_p[row], self._min_p[row] = params.top_k, params.top_p, params.min_p
@@ -56,8 +59,8 @@ class RowTable:
         """Write the sequence's newest output token."""
         self._tokens_np[sequence.row, sequence.num_tokens - 1] = sequence.output[-1]
 
-    def batch(self, plan: Plan, sampled: list[Sequence]) -> FlatBatch:
-        """The flat batch of a plan; logits of the `sampled` sequences, in their order, which is the plan's.
+    def batch(self, plan: Plan) -> FlatBatch:
+        """The flat batch of a plan; logits of those that catch up, in the plan's order.
 
         Drafts are written behind a row's tokens, where what is drawn takes their place; behind the last token and each
         draft logits are wanted.
@@ -65,24 +68,23 @@ class RowTable:
         sequences = list(plan.tokens)
         for sequence, found in plan.drafts.items():
             self._tokens_np[sequence.row, sequence.num_tokens : sequence.num_tokens + len(found)] = found
-        for sequence in sequences:
+        for sequence in plan.grown:
             self._write_new_pages(sequence)
-        rows = torch.tensor([s.row for s in sequences])
-        self.computed[rows] = torch.tensor([s.computed for s in sequences])
-        wanted = set(map(id, sampled))
+        rows = np.array([s.row for s in sequences], np.int64)
+        self._computed_np[rows] = [s.computed for s in sequences]
         batch = self.ops.prepare_batch(
             self.tokens,
             self.computed,
             self.page_table,
-            rows,
-            torch.tensor(list(plan.tokens.values())),
-            torch.tensor([i for i, s in enumerate(sequences) if id(s) in wanted], dtype=torch.int64),
+            torch.from_numpy(rows),
+            torch.from_numpy(np.array(list(plan.tokens.values()), np.int64)),
+            torch.from_numpy(places_in(plan)),
             page_size=self._page_size,
             num_decode=plan.num_decode,
-            pad_tokens=ladder(sum(plan.tokens.values())),
-            pad_logits=ladder(len(sampled)),
+            pad_tokens=ladder(plan.num_tokens),
+            pad_logits=ladder(len(plan.caught_up)),
         )
-        return replace(batch, logits_index=_logits_index(plan, wanted)) if plan.drafts else batch
+        return replace(batch, logits_index=_logits_index(plan)) if plan.drafts else batch
 
     def sample(self, logits: Tensor, places: list[Place], *, exact_noise: bool) -> Tensor:
         """Ids [L] int64 from logits [L or more, vocab], one row for each of `places`, padding after them."""
@@ -125,15 +127,24 @@ def ladder(count: int) -> int:
     return -(-count // step) * step
 
 
-def places_of(plan: Plan, sampled: list[Sequence]) -> list[Place]:
-    """Where a step draws tokens: behind the last token of each of `sampled`, and behind each of its drafts."""
+def places_in(plan: Plan) -> NDArray[np.int64]:
+    """Which of the plan's rows, by number, catch up."""
+    if len(plan.caught_up) == len(plan.tokens):
+        return np.arange(len(plan.tokens))
+    wanted = set(map(id, plan.caught_up))
+    return np.array([at for at, s in enumerate(plan.tokens) if id(s) in wanted], np.int64)
+
+
+def places_of(plan: Plan) -> list[Place]:
+    """Where a step draws tokens: behind the last token of each that catches up, and behind each of its drafts."""
     if not plan.drafts:
-        return [(s, len(s.output)) for s in sampled]
-    return [(s, len(s.output) + ahead) for s in sampled for ahead in range(len(plan.drafts.get(s, ())) + 1)]
+        return [(s, len(s.output)) for s in plan.caught_up]
+    return [(s, len(s.output) + ahead) for s in plan.caught_up for ahead in range(len(plan.drafts.get(s, ())) + 1)]
 
 
-def _logits_index(plan: Plan, wanted: set[int]) -> Tensor:
+def _logits_index(plan: Plan) -> Tensor:
     """Flat positions of those places, padded."""
+    wanted = set(map(id, plan.caught_up))
     index: list[int] = []
     end = 0
     for sequence, count in plan.tokens.items():

@@ -26,15 +26,15 @@ Drawn = tuple[int, bool, Logprob | None]
 """A token's id, whether its logit is finite, and its log-probability if its sequence asks for that."""
 
 Read = Callable[[], list[Drawn]]
-"""Waits for a step and gives its tokens: one for each that was sampled. Where the plan has drafts, one behind the
+"""Waits for a step and gives its tokens: one for each of plan.caught_up. Where the plan has drafts, one behind the
 sequence's last token and behind each of them."""
 
 
 class Runner(Protocol):
     """What the engine asks of whatever runs its steps. Steps are computed in the order in which they are launched."""
 
-    def launch(self, plan: Plan, sampled: Items[Sequence]) -> Read:
-        """Begin a step, rows of plan.admitted written anew; `sampled` are those that catch up in it, in its order."""
+    def launch(self, plan: Plan) -> Read:
+        """Begin a step, rows of plan.admitted written anew."""
         ...
 
     def appended(self, sequence: Sequence) -> None:
@@ -58,14 +58,13 @@ class PlainRunner:
         vocab_size = decoder.config.vocab_size
         self._adjustments = Adjustments(rows.ops, len(rows.tokens), vocab_size, HostDevice(), kv.device)
 
-    def launch(self, plan: Plan, sampled: Items[Sequence]) -> Read:
+    def launch(self, plan: Plan) -> Read:
         """See Runner. The step is done when this returns."""
         self._write(plan.admitted)
-        wanted = list(sampled)
-        logits = self._decoder.forward(self._rows.batch(plan, wanted), *self._pages)
-        if not wanted:
+        logits = self._decoder.forward(self._rows.batch(plan), *self._pages)
+        if not plan.caught_up:
             return list
-        places = places_of(plan, wanted)
+        places = places_of(plan)
         ids = self._rows.sample(logits, places, exact_noise=self._exact_noise)
         sound = torch.isfinite(logits[: len(ids)].gather(1, ids.unsqueeze(1)).squeeze(1))
         asked = self._adjustments.of(places)

@@ -8,7 +8,8 @@ are admitted while the pages leave head-room for the running (headroom.py).
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from bisect import insort
+from dataclasses import dataclass
 
 from worker.engine.budget import TokenBudget
 from worker.engine.config import EngineConfig
@@ -23,18 +24,27 @@ from worker.engine.speculation import Speculation
 class Plan:
     """A step: how many tokens of each sequence, those with one token first; who was admitted and who preempted.
 
-    drafts: guesses that stand behind a sequence's last token and count among its tokens (speculation.py).
+    drafts     guesses that stand behind a sequence's last token and count among its tokens (speculation.py)
+    caught_up  those of its sequences that are to get a token, in the order of `tokens`
+    grown      those that were given pages beside those they were admitted with
     """
 
     tokens: dict[Sequence, int]
     admitted: list[Sequence]
     preempted: list[Sequence]
-    drafts: dict[Sequence, list[int]] = field(default_factory=dict)
+    drafts: dict[Sequence, list[int]]
+    caught_up: list[Sequence]
+    grown: list[Sequence]
 
     @property
     def num_decode(self) -> int:
         """Sequences in front that add one token."""
-        return sum(1 for count in self.tokens.values() if count == 1)
+        return list(self.tokens.values()).count(1)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(self.tokens.values())
 
 
 @dataclass
@@ -62,7 +72,7 @@ class Scheduler:
     ) -> None:
         """counts: where to count; its own by default. speculation: None: no drafts. device: what computes the steps."""
         self.pool = pool
-        self.running: list[Sequence] = []
+        self.running: list[Sequence] = []  # by rank
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap by rank
         self._num_ended = 0  # of them, cancelled while they waited
         self._free_rows = list(range(config.max_rows - 1, -1, -1))
@@ -113,17 +123,18 @@ class Scheduler:
 
         It holds nothing if all that is left awaits tokens that are drawn but not read.
         """
-        tokens: dict[Sequence, int] = {}
         preempted: list[Sequence] = []
         admitted: list[Sequence] = []
         self._make_way(preempted)
         made_way = len(preempted)
-        running = [sequence for sequence in self.running if not sequence.awaits_its_end]
-        budget = self.budget.next(sum(sequence.remaining == 1 for sequence in running))
-        for sequence in sorted(running, key=lambda s: (s.remaining > 1, s.rank)):
+        decoding, prompts = self._parted()
+        budget = self.budget.next(len(decoding))  # never fewer than decode
+        tokens, grown = self._decode(decoding, preempted)
+        budget -= len(tokens)
+        for sequence in prompts:
             if sequence.state is not State.RUNNING:
                 continue
-            if sequence.remaining > 1 and len(preempted) == made_way:  # those who outrank it come first
+            if len(preempted) == made_way:  # those who outrank it come first
                 budget -= self._admit(tokens, budget, admitted, before=sequence.rank)
             if budget == 0:
                 break
@@ -131,6 +142,7 @@ class Scheduler:
             if self._grow(sequence, count, preempted):
                 tokens[sequence] = count
                 budget -= count
+                grown.append(sequence)
             for victim in preempted:
                 budget += tokens.pop(victim, 0)
         ran_out = len(preempted) > made_way
@@ -139,7 +151,36 @@ class Scheduler:
         self._headroom.step(preempted=ran_out)
         admitted = [sequence for sequence in admitted if sequence.state is State.RUNNING]
         drafts = self._draft(tokens, budget)
-        return Plan(dict(sorted(tokens.items(), key=lambda item: item[1] > 1)), admitted, preempted, drafts)
+        grown = [sequence for sequence in (*grown, *drafts) if sequence in tokens]
+        if not (prompts or admitted or drafts):
+            return Plan(tokens, admitted, preempted, drafts, list(tokens), grown)
+        tokens = dict(sorted(tokens.items(), key=lambda item: item[1] > 1))
+        caught_up = [sequence for sequence, count in tokens.items() if count >= sequence.remaining]
+        return Plan(tokens, admitted, preempted, drafts, caught_up, grown)
+
+    def _parted(self) -> tuple[list[Sequence], list[Sequence]]:
+        """(those that decode, those in their prompt), of the running ones that a step can do anything for."""
+        decoding: list[Sequence] = []
+        prompts: list[Sequence] = []
+        for s in self.running:  # as `remaining` and `awaits_its_end` have it: two properties take twice the time
+            said = len(s.output) + s.pending
+            if s.pending and said >= s.params.max_tokens:
+                continue
+            (prompts if len(s.prompt) + said - s.computed > 1 else decoding).append(s)
+        return decoding, prompts
+
+    def _decode(
+        self, decoding: list[Sequence], preempted: list[Sequence]
+    ) -> tuple[dict[Sequence, int], list[Sequence]]:
+        """A token for each that decodes and isn't preempted for another's page; and those whose pages were full."""
+        tokens, size = dict.fromkeys(decoding, 1), self.pool.page_size
+        full = [s for s in decoding if s.computed >= len(s.pages) * size]
+        for sequence in full:
+            if sequence.state is State.RUNNING:
+                self._grow(sequence, 1, preempted)
+        for victim in preempted:
+            tokens.pop(victim, None)
+        return tokens, full
 
     def shed(self, plan: Plan) -> Sequence | None:
         """Memory ran out in the plan's step, which did not happen: the youngest of it makes way, and steps take fewer
@@ -152,12 +193,23 @@ class Scheduler:
             return youngest
         return None
 
-    def launched(self, plan: Plan) -> None:
-        """The plan's tokens are computed, or will be before anything that is planned next: count all but drafts."""
+    def launched(self, plan: Plan) -> list[tuple[Sequence, int]]:
+        """The plan's tokens are computed, or will be before anything that is planned next: count all but drafts.
+
+        Returns those who have full pages for the prefix cache, and how far each is computed: for `enter`, once known.
+        """
+        filled: list[tuple[Sequence, int]] = []
+        drafts, size = plan.drafts, self.pool.page_size
         for sequence, count in plan.tokens.items():
-            count -= len(plan.drafts[sequence]) if sequence in plan.drafts else 0
-            self.counts.recomputed_tokens += max(0, min(sequence.reached - sequence.computed, count))
-            sequence.computed += count
+            if sequence in drafts:
+                count -= len(drafts[sequence])
+            computed = sequence.computed
+            if computed < sequence.reached:
+                self.counts.recomputed_tokens += min(sequence.reached - computed, count)
+            sequence.computed = computed = computed + count
+            if computed // size > sequence.entered:
+                filled.append((sequence, computed))
+        return filled if self._keys is not None else []
 
     def enter(self, sequence: Sequence, computed: int) -> None:
         """A running sequence's first `computed` tokens are computed and known: full pages enter the prefix cache."""
@@ -187,7 +239,7 @@ class Scheduler:
 
     def took(self, plan: Plan, seconds: float) -> None:
         """The step of `plan` took so long: what the next may hold follows from that."""
-        tokens, drafts = sum(plan.tokens.values()), sum(map(len, plan.drafts.values()))
+        tokens, drafts = plan.num_tokens, sum(map(len, plan.drafts.values()))
         decodes = plan.num_decode + len(plan.drafts) + drafts
         self.budget.took(tokens, decodes, seconds)
         if self.speculation is not None and decodes == tokens:
@@ -197,7 +249,7 @@ class Scheduler:
         """Give `sequence` pages for `count` more tokens, taking them from lesser ones; False if it had to go itself."""
         missing = self._missing(sequence, count)
         while missing > self.pool.num_free:
-            victim = max(self.running, key=lambda s: s.rank)
+            victim = self.running[-1]
             self._preempt(victim)
             preempted.append(victim)
             if victim is sequence:
@@ -218,7 +270,7 @@ class Scheduler:
             could_be_free = self.pool.num_free + sum(len(s.pages) for s in lesser)
             if self.pool.pages_for(first.num_tokens) > could_be_free:
                 return
-            victim = max(lesser, key=lambda s: s.rank)
+            victim = lesser[-1]
             self._preempt(victim)
             preempted.append(victim)
 
@@ -322,7 +374,7 @@ class Scheduler:
         self.counts.cached_tokens += tokens
         sequence.row = self._free_rows.pop()
         sequence.state = State.RUNNING
-        self.running.append(sequence)
+        insort(self.running, sequence, key=_rank)
 
     def _leave_row(self, sequence: Sequence) -> None:
         assert sequence.row is not None
@@ -342,7 +394,12 @@ class Scheduler:
             assert sequence.entered * self.pool.page_size <= sequence.computed, "a page in the cache is not computed"
         waiting = [sequence for _, sequence in self._waiting if sequence.state is State.WAITING]
         assert len(waiting) == self.num_waiting, "the line is counted wrongly"
+        assert self.running == sorted(self.running, key=_rank), "those who run are not by rank"
         for sequence in waiting:
             assert sequence.row is None
             assert not sequence.pages
             assert sequence.computed == 0
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
