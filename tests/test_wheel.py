@@ -47,7 +47,17 @@ def service(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the wheel and what it asks for; its directory."""
     directory = tmp_path_factory.mktemp("service")
     venv.create(directory / "env", with_pip=False)
-    pip = [sys.executable, "-m", "pip", "--python", str(directory / "env/bin/python"), "install", "-q", str(wheel)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(directory / "env/bin/python"),
+        "install",
+        "-q",
+        "--no-compile",
+        str(wheel),
+    ]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return directory

@@ -57,7 +57,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    machine = Machine.here()
+    machine = Machine.here(quick=given.quick)
     print("\n".join(machine.lines()))
     print(f"{given.threads} threads, {given.dtype}, greedy; medians of {given.runs} after a run to warm up\n")
     wanted = [given.workload] if given.workload else ["small", "demo"]

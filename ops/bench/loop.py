@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    machine = Machine.here()
+    machine = Machine.here(quick=given.quick)
     print("\n".join(machine.lines()))
     print(f"{redis_server.find()}")
     print(f"{given.threads} threads of the engine, bfloat16, {given.rows} rows of {given.tokens} tokens each")

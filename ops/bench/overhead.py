@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    machine = Machine.here()
+    machine = Machine.here(quick=given.quick)
     print("\n".join(machine.lines()))
     engine, whole = (
         Engine.from_pretrained(

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    machine = Machine.here()
+    machine = Machine.here(quick=given.quick)
     print("\n".join(machine.lines()))
     print(f"{given.threads} threads, bfloat16; medians of {given.runs} pairs of runs [least-most]\n")
     found = []

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.quick:
         given.runs = 1
-    machine = Machine.here()
+    machine = Machine.here(quick=given.quick)
     print("\n".join(machine.lines()))
     model = given.model or models.random_llama(given.cache)
     weights_mib = sum(file.stat().st_size for file in model.glob("*.safetensors")) / 2**20

@@ -23,8 +23,8 @@ from ops.chaos.run import Options, run
 from ops.redis_server import RedisUnavailable
 
 ROOT = Path(__file__).parents[2]
-SHORT = {"jobs": 150, "outage_s": 4.0, "mischief": 14, "lease_s": 2.0}
-LONG = {"jobs": 2000, "outage_s": 60.0, "mischief": 200, "lease_s": 3.0}
+SHORT = {"jobs": 150, "outage_s": 3.0, "mischief": 14, "lease_s": 2.0, "pause_s": 0.4}
+LONG = {"jobs": 2000, "outage_s": 60.0, "mischief": 200, "lease_s": 3.0, "pause_s": 1.0}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease_s=given.lease_s,
         outage_s=given.outage_s,
         mischief=given.mischief,
+        pause_s=given.pause_s,
     )
     try:
         report = run(options, lambda line: print(line, flush=True))
@@ -75,6 +76,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lease-s", type=float, help="of the workers; 3 by default")
     parser.add_argument("--outage-s", type=float, help="how long Redis is away, once; 60 by default")
     parser.add_argument("--mischief", type=int, help="things the monkey does; 200 by default")
+    parser.add_argument("--pause-s", type=float, help="about how long it waits between two of them; 1 by default")
     parser.add_argument("--short", action="store_true", help=f"other defaults: {SHORT}")
     parser.add_argument("--directory", type=Path, help="for logs; a new one under build/chaos by default")
     parser.add_argument("--save", action="store_true", help=f"keep the JSON in {RESULTS.relative_to(ROOT)}/ as well")

@@ -1,4 +1,4 @@
-"""The monkey: every second or so it does one thing that must not matter, drawn from a seeded generator.
+"""The monkey: every now and then it does one thing that must not matter, drawn from a seeded generator.
 
 In: Redis, a proxy before one worker, the workers. Out: the mischief itself, a journal of it, and what the audit needs
 to know: which deaths of Redis may have taken something back (`cuts`), who was killed (`kills`), and the outages
@@ -28,6 +28,7 @@ from producer.keys import GROUP, Keys
 
 _FSYNC_S = 1.0
 _HEALTHY_WITHIN_S = 90.0  # three workers that start at once on two busy cores
+_WATCHED = "kill a worker, and watch"
 _OFFERS = 6  # to a worker whose engine is to hang over a job; others may be quicker to take it
 
 
@@ -61,6 +62,8 @@ class World:
     """The slot whose worker reaches Redis through the proxy."""
     lease_s: float
     outage_s: float
+    pause_s: float
+    """Between one thing and the next, more or less."""
     loses: bool
     """Whether Redis may lose its last second: `appendfsync everysec`."""
     feed: Callable[[int], None]
@@ -86,11 +89,12 @@ class Monkey:
     def __post_init__(self) -> None:
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._quiet_s = 0.0
+        self._has_rested = False
         self._keys = Keys()
         self._file = AppendOnlyFile(self.world.server)
         self._kinds: dict[str, tuple[float, Callable[[], str | None]]] = {
             "kill a worker": (2.0, self._kill_worker),
-            "kill a worker, and watch": (0.7, self._watched_kill),
+            _WATCHED: (0.7, self._watched_kill),
             "pause a worker": (1.5, self._pause_worker),
             "stop a worker": (1.0, self._stop_worker),
             "hang an engine": (1.0, self._hang_engine),
@@ -107,6 +111,7 @@ class Monkey:
             self._kinds["power cut"] = (1.0, self._power_cut)
         self._first = list(self._kinds)
         self.rng.shuffle(self._first)
+        self._first.sort(key=lambda kind: kind == _WATCHED)  # last, or first after the outage
 
     @property
     def untried(self) -> list[str]:
@@ -129,12 +134,15 @@ class Monkey:
         return done
 
     def pause(self) -> None:
-        """Wait for a second or so, longer where what was done is to be watched."""
+        """Wait a little, longer where what was done is to be watched."""
         quiet_s, self._quiet_s = self._quiet_s, 0.0
-        self.wait(quiet_s or self.rng.uniform(0.4, 1.6))
+        self.wait(quiet_s or self.world.pause_s * self.rng.uniform(0.4, 1.6))
 
     def outage(self) -> None:
-        """Take Redis away for longer than a lease, with nothing else going on before or after."""
+        """Take Redis away for longer than a lease, with nothing else going on before or after.
+
+        The worker whose death is watched wants such a calm as well, so the first one dies next.
+        """
         self._calm()
         self._busy(self.world.room // 2)
         began = time.time()
@@ -145,6 +153,10 @@ class Monkey:
         back = time.time()
         self.wait(2.5 * self.world.lease_s)
         self.outages.append(Outage(began, back, time.time()))
+        self._has_rested = True
+        if _WATCHED in self._first:
+            self._first.remove(_WATCHED)
+            self._first.insert(0, _WATCHED)
 
     def heal(self) -> None:
         """End all that lasts."""
@@ -162,6 +174,7 @@ class Monkey:
 
     def _do(self, kind: str) -> bool:
         what = self._kinds[kind][1]()
+        self._has_rested = False
         if what is None:
             return False
         self._note(kind, what)
@@ -187,11 +200,13 @@ class Monkey:
 
     def _calm(self) -> None:
         """Wait until all is well, and has been for a lease."""
+        if self._has_rested and self._is_calm:
+            return
         deadline = time.monotonic() + _HEALTHY_WITHIN_S
         while not self._is_calm and time.monotonic() < deadline:
             if not self.world.outstanding():
                 self.world.feed(1)  # an engine that hangs shows only where there is work for it
-            self.wait(1.0)
+            self.wait(0.2)
         self.wait(1.5 * self.world.lease_s)
 
     @property

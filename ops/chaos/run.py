@@ -47,6 +47,8 @@ class Options:
     outage_s: float = 60.0
     mischief: int = 200
     """Things the monkey does, each kind once among them. Jobs are spread over them."""
+    pause_s: float = 1.0
+    """Between two of them, more or less."""
 
 
 @dataclass
@@ -98,6 +100,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Report:
             behind_proxy=0,
             lease_s=options.lease_s,
             outage_s=options.outage_s,
+            pause_s=options.pause_s,
             loses=options.appendfsync != "always",
             feed=clients.feed,
             outstanding=lambda: clients.outstanding,

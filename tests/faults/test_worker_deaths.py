@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import psutil
 import pytest
+
+from tests.conftest import wait_for
+from tests.faults.conftest import Fleet, Reader
+from tests.worker.process import WorkerProcess
 
 ENGINE_LOST = 3
 
@@ -39,33 +44,66 @@ def went_on(reader, first, second):
     return 0 < reader.starts[1].offset < 600
 
 
-def test_a_killed_workers_job_goes_on_elsewhere_in_mid_sentence(fleet, in_mid_sentence, wait_until):
-    """SIGKILL: after the lease another worker takes over, and its tokens are those the first would have made."""
-    with in_mid_sentence() as (reader, first, second):
-        engine = first.engine_pid
-        first.signal(signal.SIGKILL)
+@dataclass(frozen=True)
+class Killing:
+    """Two workers with four long jobs each, of which one was killed in mid-sentence: what readers have in the end."""
 
-    assert reader.to_the_end() == fleet.undisturbed()
-    assert went_on(reader, first, second)
-    assert fleet.producer.status(reader.job).deliveries == 2
-    wait_until(lambda: is_gone(engine), 30, "the killed worker's engine has ended too")
+    engine: int
+    first: WorkerProcess
+    second: WorkerProcess
+    asked: Reader
+    """Of a job of the first one that asks for penalties and log-probabilities."""
+    others: list[Reader]
+    undisturbed: Reader
+    """Of a job that asks for the same, and whose worker lived."""
 
 
-def test_what_a_job_asks_for_goes_on_with_it(fleet):
-    """SIGKILL: penalties count what the first owner wrote, and log-probabilities are of every token, each once."""
+@pytest.fixture(scope="module")
+def killing(session_fleet: tuple[Fleet, list[WorkerProcess]]) -> Killing:
+    """SIGKILL. One for all that is to be seen after it, since it takes a lease and a worker's start."""
+    fleet, _ = session_fleet
     fleet.of(2)
+    fleet.undisturbed()
     asked = {"logprobs": 2, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
     undisturbed = fleet.submit(**asked)
-    tokens = undisturbed.to_the_end()
-    with fleet.in_mid_sentence(**asked) as (reader,):
-        first, _ = fleet.holder_of(reader.job)
+    undisturbed.to_the_end()
+    with fleet.slow():
+        reader, *others = fleet.submit(**asked), *(fleet.submit() for _ in range(7))
+        wait_for(lambda: all(one.offset > 5 for one in (reader, *others)), 60, "all jobs are in mid-sentence")
+        first, (second,) = fleet.holder_of(reader.job)
+        engine = first.engine_pid
         first.signal(signal.SIGKILL)
+    for one in (reader, *others):
+        one.to_the_end()
+    return Killing(engine, first, second, reader, others, undisturbed)
 
+
+def test_a_killed_workers_jobs_go_on_elsewhere_in_mid_sentence(fleet, killing, wait_until):
+    """After the lease the other worker takes over, and its tokens are those the first would have made."""
+    lost = [reader for reader in killing.others if reader.starts[0].worker == killing.first.name]
+    assert len(lost) == 3
+    for reader in lost:
+        assert reader.to_the_end() == fleet.undisturbed()
+        assert went_on(reader, killing.first, killing.second)
+    wait_until(lambda: is_gone(killing.engine), 30, "the killed worker's engine has ended too")
+
+
+def test_what_a_job_asks_for_goes_on_with_it(fleet, killing):
+    """Penalties count what the first owner wrote, and log-probabilities are of every token, each once."""
+    reader, tokens = killing.asked, killing.undisturbed.to_the_end()
     assert reader.to_the_end() == tokens
-    assert fleet.producer.status(reader.job).deliveries == 2
+    assert went_on(reader, killing.first, killing.second)
     assert len(reader.logprobs) == len(tokens)
-    assert reader.logprobs == undisturbed.logprobs
+    assert reader.logprobs == killing.undisturbed.logprobs
     assert fleet.producer.result(reader.job).logprobs == tuple(reader.logprobs)
+
+
+def test_every_job_is_answered_by_the_book_when_a_worker_is_killed(fleet, killing):
+    """Four were the killed worker's and were delivered a second time; the other one's four were not."""
+    assert [reader.to_the_end() for reader in killing.others] == [fleet.undisturbed()] * 7
+    deliveries = [fleet.producer.status(reader.job).deliveries for reader in (killing.asked, *killing.others)]
+    assert deliveries[0] == 2
+    assert sorted(deliveries) == [1] * 4 + [2] * 4
 
 
 def test_a_worker_that_loses_its_engine_hands_its_jobs_back_and_ends(fleet, in_mid_sentence):
@@ -110,19 +148,6 @@ def test_a_worker_that_was_paused_past_its_lease_spoils_nothing(fleet, in_mid_se
     second.stop()
     assert fleet.producer.result(fleet.producer.submit(prompt="Count from 3 to 5\n"), timeout=60).text == "3 4 5"
     assert first.is_running
-
-
-def test_every_job_of_a_killed_worker_goes_on(fleet):
-    """Four jobs on each of two workers, of which one is killed: all are answered, and by the book."""
-    fleet.of(2)
-    fleet.undisturbed()
-    with fleet.in_mid_sentence(jobs=8) as readers:
-        first, _ = fleet.holder_of(readers[0].job)
-        first.signal(signal.SIGKILL)
-
-    for reader in readers:
-        assert reader.to_the_end() == fleet.undisturbed()
-    assert sorted(fleet.producer.status(reader.job).deliveries for reader in readers) == [1] * 4 + [2] * 4
 
 
 def test_a_start_that_takes_longer_than_a_lease_is_not_taken_for_a_hang(fleet):
