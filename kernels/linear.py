@@ -23,7 +23,8 @@ from torch import Tensor
 
 from kernels.cpu.product import PackedWeight, has_product
 from kernels.cpu.product_int8 import Int8Weight, int8_refused_in_c
-from kernels.narrow_linear import NarrowProducts, Weight, narrow_product
+from kernels.narrow_linear import Products, Weight, narrow_product
+from kernels.plain_linear import plain_linear_torch
 
 _PACK_ROWS = 64  # the width that packing is tuned for; any width works
 _FIXED_ROWS = 64  # of a block on a GPU in deterministic mode; not tuned
@@ -33,7 +34,8 @@ class Linear:
     """A linear layer for inference.
 
     weight [N, K], bias [N] or None, both model dtype. The weight is taken over: after packing the plain tensor is
-    released, and nothing but this object knows its layout. A weight of fewer bits takes the `products` of a table.
+    released, and nothing but this object knows its layout. Products are those of a table, torch's if none is given; a
+    weight of fewer bits needs one.
 
     weights: how a plain weight is stored, auto (in its own dtype) or int8 (codes with a scale for each output, made
     here; the caller has asked int8_refused).
@@ -48,9 +50,10 @@ class Linear:
         *,
         deterministic: bool = False,
         weights: str = "auto",
-        products: NarrowProducts | None = None,
+        products: Products | None = None,
     ) -> None:
         self.bias = bias
+        self._plain_linear = plain_linear_torch if products is None else products.plain_linear
         self._deterministic = deterministic
         self._plain: Tensor | None = None
         self._packed: Tensor | None = None
@@ -82,8 +85,8 @@ class Linear:
         """x [T, K] model dtype, contiguous -> [T, N]: `out`, or a new tensor."""
         if out is None:
             return self._product(x)
-        if self._plain is not None and self.bias is None and not self._deterministic:
-            return torch.mm(x, self._plain.t(), out=out)  # what F.linear calls too
+        if self._plain is not None and not self._deterministic:
+            return self._plain_linear(x, self._plain, self.bias, out=out)
         return out.copy_(self._product(x))
 
     def _product(self, x: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ class Linear:
             assert self._plain is not None
             if self._deterministic and x.device.type != "cpu":
                 return in_blocks(x, self._plain, self.bias)
-            return F.linear(x, self._plain, self.bias)
+            return self._plain_linear(x, self._plain, self.bias)
         assert not (self._deterministic and x.shape[0] == 1), "a lone row's bits differ: pad it"
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.fp8_linear import Fp8Linear, Fp8Weight
+from kernels.plain_linear import PlainLinear
 from kernels.quantised_linear import QuantisedLinear, QuantisedWeight
 
 NarrowWeight = QuantisedWeight | Fp8Weight
@@ -16,8 +17,11 @@ Weight = Tensor | NarrowWeight
 """Of a product: [N, K] in the model's dtype, or of fewer bits in its kernel's own layout."""
 
 
-class NarrowProducts(Protocol):
-    """The operations of a table (kernels/table.py) that take such weights."""
+class Products(Protocol):
+    """The operations of a table (kernels/table.py) that multiply with weights."""
+
+    @property
+    def plain_linear(self) -> PlainLinear: ...
 
     @property
     def quantised_linear(self) -> QuantisedLinear: ...
@@ -27,7 +31,7 @@ class NarrowProducts(Protocol):
 
 
 def narrow_product(
-    weight: NarrowWeight, products: NarrowProducts, *, fixed: bool
+    weight: NarrowWeight, products: Products, *, fixed: bool
 ) -> Callable[[Tensor, Tensor | None], Tensor]:
     """product(x, bias) -> a new tensor. fixed: a row's bits do not depend on how many rows there are."""
     if isinstance(weight, QuantisedWeight):

@@ -27,6 +27,7 @@ from kernels.paged_attention import (
     decode_attention_torch,
     prefill_attention_torch,
 )
+from kernels.plain_linear import PlainLinear, plain_linear_torch
 from kernels.prepare_batch import PrepareBatch, prepare_batch_torch
 from kernels.quantised_linear import QuantisedLinear, quantised_linear_torch
 from kernels.rms_norm import RmsNorm, rms_norm_torch
@@ -57,6 +58,7 @@ class Ops:
     attention_workspace: AttentionWorkspace
     decode_attention: Attention
     prefill_attention: Attention
+    plain_linear: PlainLinear
     quantised_linear: QuantisedLinear
     fp8_linear: Fp8Linear
     silu_mul: SiluMul
@@ -77,6 +79,7 @@ _TORCH = Ops(
     attention_workspace=attention_workspace_torch,
     decode_attention=decode_attention_torch,
     prefill_attention=prefill_attention_torch,
+    plain_linear=plain_linear_torch,
     quantised_linear=quantised_linear_torch,
     fp8_linear=fp8_linear_torch,
     silu_mul=silu_mul_torch,

@@ -57,10 +57,17 @@ def _by_kind(*launches: tuple[int, int, int, int]) -> dict[Kind, AttentionLaunch
 
 DECODE_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
     Architecture.SM_80: _by_kind((16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
-    Architecture.SM_90: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
+    Architecture.SM_90: _by_kind((16, 64, 2, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
     Architecture.SM_100: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
     Architecture.GFX942: _by_kind((16, 32, 4, 2), (16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 4, 1)),
 }
+FIXED_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
+    Architecture.SM_80: DECODE_ATTENTION[Architecture.SM_80],
+    Architecture.SM_90: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
+    Architecture.SM_100: DECODE_ATTENTION[Architecture.SM_100],
+    Architecture.GFX942: DECODE_ATTENTION[Architecture.GFX942],
+}
+"""Of both attentions in the fixed order, where prefill's walk over chunks takes more registers."""
 PREFILL_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
     Architecture.SM_80: _by_kind((128, 64, 8, 3), (64, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
     Architecture.SM_90: _by_kind((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),

@@ -15,12 +15,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.architectures import DECODE_ATTENTION, EXTRA, LAUNCH_PROGRAMS, Architecture, Kind, architecture
+from kernels.gpu.architectures import (
+    DECODE_ATTENTION,
+    EXTRA,
+    FIXED_ATTENTION,
+    LAUNCH_PROGRAMS,
+    Architecture,
+    Kind,
+    architecture,
+)
 from kernels.gpu.attend import attend, merge
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
 
-CHUNK_AT_LEAST = 256
+CHUNK_AT_LEAST = 128
 FIXED_CHUNK = 512
 MOST_SPLITS = 32  # in the fast order
 
@@ -55,7 +63,7 @@ def attention_workspace(
     if deterministic:
         splits = triton.cdiv(longest, FIXED_CHUNK)
     else:
-        wanted = triton.cdiv(LAUNCH_PROGRAMS[kind], max(1, rows * kv_heads))
+        wanted = triton.cdiv(2 * LAUNCH_PROGRAMS[kind], max(1, rows * kv_heads))
         splits = max(1, min(wanted, MOST_SPLITS, triton.cdiv(longest, CHUNK_AT_LEAST)))
     shape = (rows, heads, splits)
     if isinstance(out, Workspace) and out.partials.shape == (*shape, D) and out.deterministic == deterministic:
@@ -88,7 +96,8 @@ def decode_attention(
     if not rows:
         return
     _check(q, kv, out, kv_scales)
-    launch = DECODE_ATTENTION[workspace.architecture][Kind.of(D, kv.dtype != q.dtype)]
+    table = FIXED_ATTENTION if workspace.deterministic else DECODE_ATTENTION
+    launch = table[workspace.architecture][Kind.of(D, kv.dtype != q.dtype)]
     own = kv_scales if isinstance(kv_scales, Tensor) else None
     k_scale, v_scale = kv_scales if isinstance(kv_scales, tuple) else (1.0, 1.0)
     chunk = FIXED_CHUNK if workspace.deterministic else 0

@@ -18,6 +18,7 @@ from kernels.gpu.decode_attention import attention_workspace, decode_attention
 from kernels.gpu.fp8_linear import fp8_linear
 from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
+from kernels.gpu.plain_linear import plain_linear
 from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.quantised_linear import quantised_linear
@@ -50,6 +51,7 @@ def gpu_ops() -> dict[str, Any]:
         "sample": sample,
         "adjust_logits": adjust_logits,
         "token_logprobs": token_logprobs,
+        "plain_linear": plain_linear,
         "quantised_linear": quantised_linear,
         "fp8_linear": fp8_linear,
         "silu_mul": silu_mul,

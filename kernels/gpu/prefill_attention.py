@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.architectures import DECODE_ATTENTION, EXTRA, PREFILL_ATTENTION, Kind
+from kernels.gpu.architectures import EXTRA, FIXED_ATTENTION, PREFILL_ATTENTION, Kind
 from kernels.gpu.attend import attend, merge
 from kernels.gpu.decode_attention import FIXED_CHUNK, Workspace, _check
 from kernels.kv_scales import KvScales
@@ -38,7 +38,7 @@ def prefill_attention(
     if rows <= decode:
         return
     _check(q, kv, out, kv_scales)
-    table = DECODE_ATTENTION if workspace.deterministic else PREFILL_ATTENTION
+    table = FIXED_ATTENTION if workspace.deterministic else PREFILL_ATTENTION
     launch = table[workspace.architecture][Kind.of(D, kv.dtype != q.dtype)]
     own = kv_scales if isinstance(kv_scales, Tensor) else None
     k_scale, v_scale = kv_scales if isinstance(kv_scales, tuple) else (1.0, 1.0)

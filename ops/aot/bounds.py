@@ -36,6 +36,9 @@ def _attention(one: Compiled) -> list[str]:
             wrong.append(f"{one.buffers} buffers for tiles of keys, expected 2 or more")
         if not any(one.waits):
             wrong.append(f"every wait is for all copies ({one.waits}): nothing is read while something is computed")
-        if one.registers > 168:
-            wrong.append(f"{one.registers} registers, expected 168 at most: three programs of 4 warps at once")
+        most = min(255, 65536 // (3 * 32 * one.warps) // 8 * 8)
+        if one.registers > most:
+            wrong.append(
+                f"{one.registers} registers, expected {most} at most: three programs of {one.warps} warps at once"
+            )
     return wrong

@@ -16,6 +16,7 @@ from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_
 from kernels.gpu.fp8_linear import quantised_rows
 from kernels.gpu.gather_rows import gather_rows
 from kernels.gpu.norm_rope_write import norm_rope_write
+from kernels.gpu.plain_linear import plain_linear
 from kernels.gpu.prefill_attention import prefill_attention
 from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.quantised_linear import launch, whole_weight
@@ -188,6 +189,8 @@ CASES: dict[str, Case] = {
     "sample": lambda target: _sample(),
     "adjust_logits": lambda target: _adjust(),
     "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
+    "plain_linear, one row": lambda target: plain_linear(empty(1, 4096), empty(4096, 4096)),
+    "plain_linear, one row, K 1408": lambda target: plain_linear(empty(1, 1408), empty(512, 1408), empty(512)),
     **{f"quantised_linear, {bits} bits, {rows} rows": quantised(bits, rows) for bits in (4, 8) for rows in (16, 64)},
     **{f"quantised_linear, a checkpoint's 4 bits, {rows} rows": quantised(4, rows, scales=FP16) for rows in (16, 64)},
     **{f"quantised_linear, {bits} bits written out": written_out(bits) for bits in (4, 8)},
@@ -214,6 +217,7 @@ QUICK = {
     "fp8_linear, rows to FP8",
     "adjust_logits",
     "token_logprobs",
+    "plain_linear, one row",
     "rms_norm, residual",
     "silu_mul",
 }

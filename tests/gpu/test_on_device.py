@@ -121,6 +121,7 @@ ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "silu_mul": lambda ops, T: ops.silu_mul(random(T, 2 * 1408)),
     "gelu_mul": lambda ops, T: ops.gelu_mul(random(T, 2 * 1408)),
     "norm_rope_write": _rope,
+    "plain_linear": lambda ops, T: ops.plain_linear(random(T, 4096), random(300, 4096, seed=1), random(300, seed=2)),
     "gather_rows": lambda ops, T: ops.gather_rows(random(T, 4096), counted(T).flip(0)),
     "quantised_linear, 4 bits": lambda ops, T: _quantised(ops, T, 4),
     "quantised_linear, 8 bits": lambda ops, T: _quantised(ops, T, 8),

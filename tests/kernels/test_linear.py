@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from kernels.cpu.product import has_product
 from kernels.linear import Linear, can_pack, in_blocks, int8_refused
+from kernels.table import Backend
+from tests.kernels.backends import ops_or_skip
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
@@ -144,3 +147,20 @@ def test_in_blocks_of_one_size_a_row_has_the_same_bits_wherever_it_stands():
     for at in (0, 63, 64, 149):
         assert torch.equal(in_blocks(x[at : at + 1], weight, bias)[0], whole[at])
     assert in_blocks(x[:0], weight, None).shape == (0, 48)
+
+
+@pytest.mark.parametrize("K", [16, 1024, 1040])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_row_alone_is_multiplied_by_triton_as_among_others(K: int, bias: bool):
+    """bf16: the products of one row have a kernel of their own, which sums in fp32; others are the library's."""
+    ops = ops_or_skip(Backend.TRITON)
+    generator = torch.Generator().manual_seed(K)
+    x, weight, beside = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((3, K), (48, K), (48,)))
+    given = beside if bias else None
+    expected = F.linear(x.double(), weight.double(), None if given is None else given.double())
+    for rows in (x[:1], x):
+        got = ops.plain_linear(rows, weight, given)
+        torch.testing.assert_close(got.double(), expected[: len(rows)], rtol=2.0**-8, atol=2.0**-6)
+        out = torch.empty_like(got)
+        assert ops.plain_linear(rows, weight, given, out=out) is out
+        assert torch.equal(out, got)

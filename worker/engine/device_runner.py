@@ -35,10 +35,10 @@ _DRAWS = 4
 kernel is compiled once more for a tensor that doesn't."""
 
 
-def decode_sizes(max_rows: int) -> list[int]:
-    """The sizes that steps of decodes alone are padded to, multiples of _DRAWS: from 16 on at most half as much again
-    as there are rows."""
-    sizes = [4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows, 64)]
+def decode_sizes(max_rows: int, *, alone: bool) -> list[int]:
+    """The sizes that steps of decodes alone are padded to: from 16 on at most half as much again as there are rows.
+    alone: one row may be a step; products of one row have kernels of their own, which fixed orders have no use for."""
+    sizes = [*([1] if alone else []), 4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows, 64)]
     return [*(size for size in sizes if size < max_rows), _draws(max_rows)]
 
 
@@ -62,7 +62,7 @@ class DeviceRunner:
         self.kv, self.kv_scales = kv, kv_scales
         self._page_size, self._max_len, self._exact_noise = kv.shape[4], max_len, exact_noise
         self._max_pages = -(-max_len // self._page_size)
-        self.sizes = decode_sizes(max_rows)
+        self.sizes = decode_sizes(max_rows, alone=not exact_noise)
         self.state = RowState(self.sizes[-1] + 1, max_len, self._max_pages, kv.device)
         self._max_rows, self._pages_there = max_rows, [0] * max_rows
         vocab_size, where = decoder.config.vocab_size, kv.device
@@ -96,16 +96,17 @@ class DeviceRunner:
         size = next(size for size in self.sizes if size >= len(rows))
         inputs = rows.tobytes(), chosen.tobytes()
         if inputs != self._decodes:  # as a rule the step before was of the same rows
-            sampled = np.full(size, self.state.nobody)
+            L = _draws(size)
+            sampled = np.full(L, self.state.nobody)
             sampled[chosen] = rows[chosen]
-            self._stage(rows, np.ones_like(rows), size, np.arange(size), sampled)
+            self._stage(rows, np.ones_like(rows), size, np.minimum(np.arange(L), size - 1), sampled)
             self._decodes = inputs
         self._flush()
         return self._read(self._device.decode(size, self.run_decodes), chosen, asked)
 
     def run_decodes(self, size: int) -> Tensor | None:
         """Compute a step of `size` decodes, padding among them, from the inputs in their places."""
-        return self.run(size, size, size, size, None)
+        return self.run(size, size, _draws(size), size, None)
 
     def run(self, R: int, T: int, L: int, num_decode: int, banned: Banned | None) -> Tensor | None:
         """Compute a step from the inputs in their places: R rows, T tokens, L draws. Returns [2, L] int64: the ids and

@@ -86,7 +86,7 @@ class Decoder:
         tied = config.tied_embeddings or "lm_head.weight" not in checkpoint
         head = self._embedding if tied else checkpoint.take("lm_head.weight", shape, dtype)
         checkpoint.refuse_unused("model.")
-        self._head = Linear(head, deterministic=deterministic)
+        self._head = Linear(head, deterministic=deterministic, products=ops)
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, max_len).to(self.device)
         self._scale = config.head_dim**-0.5
         self._whole_pass = ops.whole_pass_of(
