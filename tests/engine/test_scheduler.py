@@ -27,6 +27,7 @@ class Bench:
         self.pool = PagePool(num_pages, settings.page_size)
         self.scheduler = Scheduler(settings, self.pool)
         self.arrivals = 0
+        self.known: dict[Sequence, list[int]] = {}  # pages, as a runner would know them
 
     def add(self, prompt: int, max_tokens: int = 1000, priority: int = 0) -> Sequence:
         own = [self.arrivals + 2] * prompt  # nobody else begins like it
@@ -39,9 +40,13 @@ class Bench:
         plan = self.scheduler.plan()
         self.scheduler.check()
         caught_up = [sequence for sequence, count in plan.tokens.items() if count == sequence.remaining]
-        self.scheduler.launched(plan)
-        for sequence in plan.tokens:
-            self.scheduler.enter(sequence, sequence.computed)
+        assert plan.caught_up == caught_up
+        for sequence in (*plan.admitted, *plan.grown):
+            self.known[sequence] = list(sequence.pages)
+        assert all(self.known[sequence] == sequence.pages for sequence in plan.tokens), "a page is not told of"
+        for sequence, computed in self.scheduler.launched(plan):
+            self.scheduler.enter(sequence, computed)
+        assert all(sequence.entered == sequence.computed // self.pool.page_size for sequence in plan.tokens), "a page is not entered"
         for sequence in caught_up:
             sequence.output.append(1)
             if len(sequence.output) >= sequence.params.max_tokens:

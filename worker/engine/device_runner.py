@@ -194,8 +194,8 @@ class DeviceRunner:
         for logprobs in (0, 1):
             self._adjust(result, self._adjustments.everything(self.sizes[-1], logprobs))
 
-    def appended(self, sequence: Sequence) -> None:
-        """See Runner: the step that drew it has written it."""
+    def appended(self, sequences: Items[Sequence]) -> None:
+        """See Runner: the step that drew them has written them."""
 
     def restore(self, sequences: Items[Sequence]) -> None:
         """See Runner."""

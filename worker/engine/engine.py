@@ -313,17 +313,16 @@ class Engine:
         drawn, plan = flight.read(), flight.plan
         self.stats.waited_s += time.perf_counter() - began
         for sequence, computed in flight.filled:
-            if sequence.state is State.RUNNING:
+            if sequence.state is _RUNNING:
                 self._scheduler.enter(sequence, computed)
         if plan.drafts:
             each = iter(drawn)
             groups = [(s, list(islice(each, len(plan.drafts.get(s, ())) + 1))) for s in plan.caught_up]
-            return [self._advance(s, group, plan.drafts.get(s, ())) for s, group in groups if s.state is State.RUNNING]
-        return [
-            self._advance_one(sequence, one)
-            for sequence, one in zip(plan.caught_up, drawn, strict=True)
-            if sequence.state is State.RUNNING
-        ]
+            emissions = [self._advance(s, group, plan.drafts.get(s, ())) for s, group in groups if s.state is _RUNNING]
+        else:
+            emissions = self._advance_each(plan.caught_up, drawn)
+        self._runner.appended(plan.caught_up)
+        return emissions
 
     def generate(self, prompts: Items[Items[int]], params: SequenceParams | Items[SequenceParams]) -> list[Completion]:
         """Run all prompts to their ends, offline; completions in the order of the prompts.
@@ -418,14 +417,25 @@ class Engine:
         while self.has_work:
             yield from self.step().emissions
 
-    def _advance_one(self, sequence: Sequence, drawn: Drawn) -> Emission:
-        """_advance, at a third of its time, where there is nothing but a token."""
-        token, sound, logprob = drawn
-        if not sound or logprob is not None:
-            return self._advance(sequence, (drawn,), ())
-        sequence.pending -= 1
-        sequence.output.append(token)
-        return self._gave(sequence, [token], _end(sequence, token), None)
+    def _advance_each(self, sequences: list[Sequence], drawn: list[Drawn]) -> list[Emission]:
+        """_advance, at a third of its time: each sequence that still runs gets the one token drawn for it."""
+        emissions: list[Emission] = []
+        for sequence, (token, sound, logprob) in zip(sequences, drawn, strict=True):
+            if sequence.state is not _RUNNING:
+                continue
+            if not sound or logprob is not None:
+                emissions.append(self._advance(sequence, ((token, sound, logprob),), ()))
+                continue
+            sequence.pending -= 1
+            sequence.output.append(token)
+            taken = [token]
+            if sequence.wants_lookup:
+                self._scheduler.drew(sequence, taken)
+            reason = _end(sequence, token)
+            if reason is not None:
+                self.cancel(sequence.id)
+            emissions.append(Emission(sequence.id, taken, reason, None, sequence.cached or 0))
+        return emissions
 
     def _advance(self, sequence: Sequence, drawn: Items[Drawn], drafts: Items[int]) -> Emission:
         """Give a sequence what was drawn behind its last token and each draft, and let go of it if that ends it.
@@ -452,15 +462,7 @@ class Engine:
             if sequence.params.adjusts:
                 error += ", or bias, penalties, allowed tokens and bad words left none"
             return Emission(sequence.id, [], FinishReason.FAILED, error, sequence.cached or 0)
-        return self._gave(sequence, taken, reason, told)
-
-    def _gave(
-        self, sequence: Sequence, taken: list[int], reason: FinishReason | None, told: list[Logprob] | None
-    ) -> Emission:
-        """The sequence has these tokens at its end, and ends if there is a reason."""
-        self._runner.appended(sequence)
-        if sequence.wants_lookup:
-            self._scheduler.drew(sequence, taken)
+        self._scheduler.drew(sequence, taken)
         if reason is not None:
             self.cancel(sequence.id)
         return Emission(sequence.id, taken, reason, None, sequence.cached or 0, told)
@@ -476,7 +478,7 @@ class Engine:
         stats.longest_step_s = max(stats.longest_step_s, min(took, time.process_time() - computed_s))
 
 
-_TOKENS_OF = attrgetter("token_ids")
+_RUNNING, _TOKENS_OF = State.RUNNING, attrgetter("token_ids")  # looked up once
 
 
 def _end(sequence: Sequence, token: int) -> FinishReason | None:

@@ -41,6 +41,7 @@ class RowState:
             "page_table": (torch.int32, (seats, max_pages)),
         }
         self._first: dict[str, int] = {}
+        self._widths = {name: shape[-1] for name, (_, shape) in shapes.items()}
         size = 0
         for name, (dtype, shape) in shapes.items():
             self._first[name] = size
@@ -79,7 +80,7 @@ class RowState:
 
     def stage_row(self, name: str, seat: int, first: int, values: NDArray[np.int32]) -> None:
         """Write values from column `first` on of a seat's row of `stops`, `tokens` or `page_table`."""
-        width = getattr(self, name).shape[1]
+        width = self._widths[name]
         assert first + len(values) <= width, f"{name}: {first + len(values)} values for a row of {width}"
         self._stage(self._first[name] + seat * width + first, values)
 

@@ -7,6 +7,7 @@ by deltas only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import replace
 
 import numpy as np
@@ -55,9 +56,12 @@ class RowTable:
         self._temperature[row], self._seed[row] = params.temperature, params.seed
         self._top_k[row], self._top_p[row], self._min_p[row] = params.top_k, params.top_p, params.min_p
 
-    def append(self, sequence: Sequence) -> None:
-        """Write the sequence's newest output token."""
-        self._tokens_np[sequence.row, sequence.num_tokens - 1] = sequence.output[-1]
+    def append(self, sequences: Items[Sequence]) -> None:
+        """Write the newest output token of those that have a row."""
+        for sequence in sequences:
+            if sequence.row is not None:
+                at = len(sequence.prompt) + len(sequence.output) - 1
+                self._tokens_np[sequence.row, at] = sequence.output[-1]
 
     def batch(self, plan: Plan) -> FlatBatch:
         """The flat batch of a plan; logits of those that catch up, in the plan's order.

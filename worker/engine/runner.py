@@ -37,8 +37,8 @@ class Runner(Protocol):
         """Begin a step, rows of plan.admitted written anew."""
         ...
 
-    def appended(self, sequence: Sequence) -> None:
-        """The sequence has a new last token, one that was drawn."""
+    def appended(self, sequences: Items[Sequence]) -> None:
+        """A step was read. Those of these that still have a row have a new last token, one that was drawn in it."""
         ...
 
     def restore(self, sequences: Items[Sequence]) -> None:
@@ -87,9 +87,9 @@ class PlainRunner:
             sound[asked.draws] = torch.isfinite(adjusted.gather(1, drawn.unsqueeze(1)).squeeze(1))
         return asked.spread(self._adjustments.logprobs(logits, ids, asked), len(places))
 
-    def appended(self, sequence: Sequence) -> None:
+    def appended(self, sequences: Items[Sequence]) -> None:
         """See Runner."""
-        self._rows.append(sequence)
+        self._rows.append(sequences)
 
     def restore(self, sequences: Items[Sequence]) -> None:
         """See Runner."""

@@ -8,8 +8,9 @@ are admitted while the pages leave head-room for the running (headroom.py).
 from __future__ import annotations
 
 import heapq
-from bisect import insort
+from bisect import bisect_right, insort
 from dataclasses import dataclass
+from operator import attrgetter
 
 from worker.engine.budget import TokenBudget
 from worker.engine.config import EngineConfig
@@ -18,6 +19,8 @@ from worker.engine.pages import PagePool
 from worker.engine.prefix import PrefixKeys
 from worker.engine.sequence import Sequence, State
 from worker.engine.speculation import Speculation
+
+_RANK, _PRIORITY = attrgetter("rank"), attrgetter("priority")
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,7 @@ class Scheduler:
         Only priority counts here, not who came first: among equals nobody makes way.
         """
         while (first := self._first()) is not None:
-            lesser = [s for s in self.running if s.priority > first.priority]
+            lesser = self.running[bisect_right(self.running, first.priority, key=_PRIORITY) :]
             if not lesser or (self._free_rows and self._fits(first)):
                 return
             could_be_free = self.pool.num_free + sum(len(s.pages) for s in lesser)
@@ -345,9 +348,10 @@ class Scheduler:
         """Whether there are pages for it, and head-room beside: none for the only sequence there is."""
         cached = self._cached_pages(sequence)
         needed = self.pool.pages_for(sequence.num_tokens) - len(cached) + self.pool.num_idle(cached)
-        growth = sum(self._growth(s) for s in (*self.running, sequence)) if self.running else 0
-        spare = self._headroom.pages(growth) if self.running else 0
-        return needed + spare <= self.pool.num_free
+        if not self.running or needed > self.pool.num_free:
+            return needed <= self.pool.num_free
+        growth = sum(self._growth(s) for s in (*self.running, sequence))
+        return needed + self._headroom.pages(growth) <= self.pool.num_free
 
     def _growth(self, sequence: Sequence) -> int:
         """Pages it could still need beyond those of its tokens and those it has."""
@@ -374,7 +378,7 @@ class Scheduler:
         self.counts.cached_tokens += tokens
         sequence.row = self._free_rows.pop()
         sequence.state = State.RUNNING
-        insort(self.running, sequence, key=_rank)
+        insort(self.running, sequence, key=_RANK)
 
     def _leave_row(self, sequence: Sequence) -> None:
         assert sequence.row is not None
@@ -394,12 +398,8 @@ class Scheduler:
             assert sequence.entered * self.pool.page_size <= sequence.computed, "a page in the cache is not computed"
         waiting = [sequence for _, sequence in self._waiting if sequence.state is State.WAITING]
         assert len(waiting) == self.num_waiting, "the line is counted wrongly"
-        assert self.running == sorted(self.running, key=_rank), "those who run are not by rank"
+        assert self.running == sorted(self.running, key=_RANK), "those who run are not by rank"
         for sequence in waiting:
             assert sequence.row is None
             assert not sequence.pages
             assert sequence.computed == 0
-
-
-def _rank(sequence: Sequence) -> tuple[int, int]:
-    return sequence.rank

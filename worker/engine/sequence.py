@@ -205,7 +205,9 @@ class Sequence:
         n = len(self.prompt)
         if stop <= n:
             return self.prompt[start:stop]
-        return [*self.prompt[start:], *self.output[max(0, start - n) : stop - n]]
+        if start >= n:
+            return self.output[start - n : stop - n]
+        return [*self.prompt[start:], *self.output[: stop - n]]
 
     @property
     def rank(self) -> tuple[int, int]:
