@@ -46,7 +46,8 @@ class Bench:
         assert all(self.known[sequence] == sequence.pages for sequence in plan.tokens), "a page is not told of"
         for sequence, computed in self.scheduler.launched(plan):
             self.scheduler.enter(sequence, computed)
-        assert all(sequence.entered == sequence.computed // self.pool.page_size for sequence in plan.tokens), "a page is not entered"
+        size = self.pool.page_size
+        assert all(s.entered == s.computed // size for s in plan.tokens), "a page is not entered"
         for sequence in caught_up:
             sequence.output.append(1)
             if len(sequence.output) >= sequence.params.max_tokens:
