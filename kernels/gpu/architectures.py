@@ -1,7 +1,7 @@
 """Which GPU it is, and how each kernel is launched on it: one table, so that no kernel asks what it runs on.
 
-The figures come from what compiles without spills and keeps two pages under way (`make aot` asserts both); none has
-been tuned on hardware yet.
+The figures come from what compiles without spills and keeps two pages under way (`make aot` asserts both). sm_90's of
+attention over heads up to 128 were chosen by a sweep on an H200 (ops/bench/LOG.md, 42); no other has seen hardware.
 """
 
 from __future__ import annotations
@@ -61,16 +61,23 @@ DECODE_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
     Architecture.SM_100: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
     Architecture.GFX942: _by_kind((16, 32, 4, 2), (16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 4, 1)),
 }
-FIXED_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
-    Architecture.SM_80: DECODE_ATTENTION[Architecture.SM_80],
-    Architecture.SM_90: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
-    Architecture.SM_100: DECODE_ATTENTION[Architecture.SM_100],
-    Architecture.GFX942: DECODE_ATTENTION[Architecture.GFX942],
+MANY_ROWS = 16
+MANY_ATTENTION = {
+    **DECODE_ATTENTION,
+    Architecture.SM_90: _by_kind((16, 64, 2, 3), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
 }
-"""Of both attentions in the fixed order, where prefill's walk over chunks takes more registers."""
+"""Decode attention from MANY_ROWS rows on. On an H200 half the shared memory, so more programs at once, reads up to a
+fifth faster than tiles copied ahead within a program; with few rows it is the other way round (LOG 42)."""
+
+FIXED_ATTENTION = {
+    **DECODE_ATTENTION,
+    Architecture.SM_90: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
+}
+"""Both attentions in the fixed order, where prefill's walk over chunks takes more registers."""
+
 PREFILL_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
     Architecture.SM_80: _by_kind((128, 64, 8, 3), (64, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
-    Architecture.SM_90: _by_kind((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+    Architecture.SM_90: _by_kind((128, 64, 8, 5), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
     Architecture.SM_100: _by_kind((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
     Architecture.GFX942: _by_kind((64, 32, 4, 1), (64, 32, 4, 1), (64, 32, 8, 1), (64, 32, 8, 1)),
 }
@@ -89,6 +96,14 @@ LAUNCH_PROGRAMS: dict[Architecture, int] = {
     Architecture.GFX942: 608,
 }
 """Two programs for each multiprocessor of the largest card: how many decode attention aims at when it splits keys."""
+
+FEW_STAGES: dict[Architecture, int] = {
+    Architecture.SM_80: 3,
+    Architecture.SM_90: 4,
+    Architecture.SM_100: 4,
+    Architecture.GFX942: 2,
+}
+"""Of products of few rows: how many tiles of weights are on their way or at hand."""
 
 WEIGHT_ROWS: dict[Architecture, dict[int, int]] = {
     Architecture.SM_80: {4: 64, 8: 128},

@@ -20,6 +20,8 @@ from kernels.gpu.architectures import (
     EXTRA,
     FIXED_ATTENTION,
     LAUNCH_PROGRAMS,
+    MANY_ATTENTION,
+    MANY_ROWS,
     Architecture,
     Kind,
     architecture,
@@ -63,7 +65,7 @@ def attention_workspace(
     if deterministic:
         splits = triton.cdiv(longest, FIXED_CHUNK)
     else:
-        wanted = triton.cdiv(2 * LAUNCH_PROGRAMS[kind], max(1, rows * kv_heads))
+        wanted = triton.cdiv(LAUNCH_PROGRAMS[kind], max(1, rows * kv_heads))
         splits = max(1, min(wanted, MOST_SPLITS, triton.cdiv(longest, CHUNK_AT_LEAST)))
     shape = (rows, heads, splits)
     if isinstance(out, Workspace) and out.partials.shape == (*shape, D) and out.deterministic == deterministic:
@@ -96,7 +98,7 @@ def decode_attention(
     if not rows:
         return
     _check(q, kv, out, kv_scales)
-    table = FIXED_ATTENTION if workspace.deterministic else DECODE_ATTENTION
+    table = FIXED_ATTENTION if workspace.deterministic else DECODE_ATTENTION if rows < MANY_ROWS else MANY_ATTENTION
     launch = table[workspace.architecture][Kind.of(D, kv.dtype != q.dtype)]
     own = kv_scales if isinstance(kv_scales, Tensor) else None
     k_scale, v_scale = kv_scales if isinstance(kv_scales, tuple) else (1.0, 1.0)

@@ -69,12 +69,13 @@ def attention(
     dtype: torch.dtype = BF16,
     stored: str | None = None,
     fixed: bool = False,
+    rows: int = 8,
     **how: Any,
 ) -> Case:
-    """A decode or prefill attention; stored: `fp8` with a scale a layer, `int8` with one a token and head."""
+    """A decode of `rows` or a prefill; stored: `fp8` with a scale a layer, `int8` with one a token and head."""
 
     def call(target: Architecture) -> None:
-        decode, prefill = (16, 0) if kind == "decode" else (0, 4)
+        decode, prefill = (rows, 0) if kind == "decode" else (0, 4)
         batch = batch_of(decode, prefill, 64)
         kv_dtype = {None: dtype, "fp8": fp8(target), "int8": torch.int8}[stored]
         kv = empty(64, 2, kv_heads, page_size, D, dtype=kv_dtype)
@@ -169,6 +170,9 @@ CASES: dict[str, Case] = {
     },
     **{f"attention {kind}, pages of {size}": attention(kind, page_size=size)
        for kind in ("decode", "prefill") for size in (16, 64)},
+    **{f"attention of many rows, D {D}, {group} heads a key head": attention("decode", rows=64, D=D, group=group)
+       for D, group in ((128, 4), (128, 2), (96, 7), (64, 8))},
+    "attention of many rows, window and soft-cap": attention("decode", rows=64, window=4096, soft_cap=50.0),
     **{f"attention {kind}, fp16": attention(kind, dtype=FP16) for kind in ("decode", "prefill")},
     **{f"attention {kind}, {stored} pages": attention(kind, stored=stored)
        for kind in ("decode", "prefill") for stored in ("fp8", "int8")},
@@ -190,6 +194,7 @@ CASES: dict[str, Case] = {
     "adjust_logits": lambda target: _adjust(),
     "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
     "plain_linear, one row": lambda target: plain_linear(empty(1, 4096), empty(4096, 4096)),
+    "plain_linear, 16 rows": lambda target: plain_linear(empty(16, 4096), empty(28672, 4096)),
     "plain_linear, one row, K 1408": lambda target: plain_linear(empty(1, 1408), empty(512, 1408), empty(512)),
     **{f"quantised_linear, {bits} bits, {rows} rows": quantised(bits, rows) for bits in (4, 8) for rows in (16, 64)},
     **{f"quantised_linear, a checkpoint's 4 bits, {rows} rows": quantised(4, rows, scales=FP16) for rows in (16, 64)},
@@ -203,6 +208,7 @@ QUICK = {
     "attention prefill, D 128, 4 heads a key head",
     "attention decode, D 256, 16 heads a key head",
     "attention prefill, D 256, 16 heads a key head",
+    "attention of many rows, D 128, 4 heads a key head",
     "attention decode, window and soft-cap",
     "attention decode, int8 pages",
     "attention decode, fixed order",
@@ -218,6 +224,7 @@ QUICK = {
     "adjust_logits",
     "token_logprobs",
     "plain_linear, one row",
+    "plain_linear, 16 rows",
     "rms_norm, residual",
     "silu_mul",
 }

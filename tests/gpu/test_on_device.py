@@ -122,6 +122,7 @@ ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "gelu_mul": lambda ops, T: ops.gelu_mul(random(T, 2 * 1408)),
     "norm_rope_write": _rope,
     "plain_linear": lambda ops, T: ops.plain_linear(random(T, 4096), random(300, 4096, seed=1), random(300, seed=2)),
+    "plain_linear, wide": lambda ops, T: ops.plain_linear(random(T, 512), random(17408 if THERE else 64, 512, seed=1)),
     "gather_rows": lambda ops, T: ops.gather_rows(random(T, 4096), counted(T).flip(0)),
     "quantised_linear, 4 bits": lambda ops, T: _quantised(ops, T, 4),
     "quantised_linear, 8 bits": lambda ops, T: _quantised(ops, T, 8),
@@ -129,7 +130,7 @@ ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("T", [1, 3, 300] if THERE else [2])
+@pytest.mark.parametrize("T", [1, 3, 13, 300] if THERE else [2])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_an_operation_gives_what_its_reference_gives(ops: Ops, name: str, T: int):
     """On the same device, to the rounding of a few bf16 operations."""

@@ -164,3 +164,16 @@ def test_a_row_alone_is_multiplied_by_triton_as_among_others(K: int, bias: bool)
         out = torch.empty_like(got)
         assert ops.plain_linear(rows, weight, given, out=out) is out
         assert torch.equal(out, got)
+
+
+def test_few_rows_of_a_wide_product_are_each_by_itself():
+    """9 to 16 rows of 16,896 outputs, where Triton's tile takes over from the library: rows beyond T are not read."""
+    ops = ops_or_skip(Backend.TRITON)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator).bfloat16() for shape in ((17, 256), (16896, 256), (16896,))
+    )
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    for T in (8, 9, 16, 17):
+        got = ops.plain_linear(x[:T], weight, bias)
+        torch.testing.assert_close(got.double(), expected[:T], rtol=2.0**-8, atol=2.0**-6)
