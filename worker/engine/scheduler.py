@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -350,13 +351,20 @@ class Scheduler:
         needed = self.pool.pages_for(sequence.num_tokens) - len(cached) + self.pool.num_idle(cached)
         if not self.running or needed > self.pool.num_free:
             return needed <= self.pool.num_free
-        growth = sum(self._growth(s) for s in (*self.running, sequence))
+        growth = self._growth((*self.running, sequence))
         return needed + self._headroom.pages(growth) <= self.pool.num_free
 
-    def _growth(self, sequence: Sequence) -> int:
-        """Pages it could still need beyond those of its tokens and those it has."""
-        most = self.pool.pages_for(len(sequence.prompt) + sequence.params.max_tokens)
-        return most - max(len(sequence.pages), self.pool.pages_for(sequence.num_tokens))
+    def _growth(self, sequences: Iterable[Sequence]) -> int:
+        """Pages these could still need beyond those of their tokens and those they have. In one loop: while the first
+        in line waits for pages, each plan asks this of all that run."""
+        size, growth = self.pool.page_size, 0
+        for s in sequences:
+            prompt, pages = len(s.prompt), len(s.pages)
+            tokens = prompt + len(s.output) + s.pending
+            if tokens > pages * size:
+                pages = -(-tokens // size)
+            growth += -(-(prompt + s.params.max_tokens) // size) - pages
+        return growth
 
     def _cached_pages(self, sequence: Sequence) -> list[int]:
         """Pages of the prefix cache that hold its first tokens; never the last token, whose logits are wanted."""
