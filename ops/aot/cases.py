@@ -226,5 +226,5 @@ QUICK = {
     "plain_linear, 16 rows",
     "rms_norm, residual",
 }
-"""What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or only
-multiplies elements (gather_rows, write_spans, silu_mul) is left to the full matrix."""
+"""What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or
+only multiplies elements (gather_rows, write_spans, silu_mul) is left to the full matrix."""

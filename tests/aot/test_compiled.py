@@ -40,6 +40,7 @@ def test_every_kernel_compiles_for_every_target(found: Found):
     for part in (0, 2):  # of "case: kernel"
         for name in {one.name.rpartition(": ")[part] for one in found}:
             wanted = everywhere - {"sm_80"} if name in ("fp8_linear, rows to FP8", "rows") else everywhere  # no FP8
+            wanted = {"sm_90"} if "of many rows" in name else wanted  # elsewhere it is launched as with few
             assert {one.target for one in found if one.name.rpartition(": ")[part] == name} == wanted, name
 
 
@@ -62,7 +63,7 @@ def one_like(found: Found, name: str, target: str) -> Compiled:
         (": decode", "sm_80", {"waits": [0, 0]}, "every wait is for all copies"),
         (": decode", "sm_100", {"registers": 255}, "255 registers"),
         (": prefill", "sm_90", {"products": {"wgmma.mma_async": 0, "mma.sync": 12}}, "no wgmma.mma_async"),
-        ("silu_mul", "sm_80", {"stack_bytes": 8}, "8 bytes of stack"),
+        ("rms_norm", "sm_80", {"stack_bytes": 8}, "8 bytes of stack"),
     ],
 )
 def test_a_bound_that_does_not_hold_is_said(found: Found, name: str, target: str, change: dict[str, object], says: str):
