@@ -64,10 +64,8 @@ def _value(code, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _least(key, top, temperature, DTYPE: tl.constexpr):
-    """The least code whose score has this key or a smaller one."""
-    low = _code(tl.full([], float("-inf"), tl.float32), DTYPE)
-    high = _code(top, DTYPE)
+def _least(key, low, high, top, temperature, DTYPE: tl.constexpr):
+    """The least code in low to high whose score has this key or a smaller one; else high."""
     while low < high:
         middle = (low + high) >> 1
         likely = keys(scores(_value(middle, DTYPE), top, temperature)) <= key
@@ -77,29 +75,60 @@ def _least(key, top, temperature, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def _least_alike(code, key, top, temperature, DTYPE: tl.constexpr):
+    """The least code of `key`, which is `code`'s: itself unless scores run together."""
+    lowest = _code(tl.full([], float("-inf"), tl.float32), DTYPE)
+    alike = (code > lowest) & (keys(scores(_value(code - 1, DTYPE), top, temperature)) == key)
+    return _least(key, tl.where(alike, lowest, code), code, top, temperature, DTYPE)
+
+
+@triton.jit
+def _above(code, key, top, temperature, DTYPE: tl.constexpr):
+    """The logit from which up scores are greater than that of `code`, whose key is `key`."""
+    apart = keys(scores(_value(code + 1, DTYPE), top, temperature)) < key
+    high = tl.where(apart, code + 1, _code(top, DTYPE))
+    least = _least(key - 1, code + 1, high, top, temperature, DTYPE)
+    return tl.where(key == 0, float("inf"), _value(least, DTYPE))
+
+
+@triton.jit
 def _weights(logits, top, rate):
     """exp(score); rate is log2 e / temperature, finite."""
     return tl.exp2((logits - top) * rate)
 
 
 @triton.jit
+def _read(row_ptr, start, V, LANES: tl.constexpr):
+    """[LANES, EACH]: the next block of a row, 16 bytes a thread; -inf beyond its end."""
+    EACH: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
+    token = start + tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    return tl.load(row_ptr + token, mask=token < V, other=float("-inf"))
+
+
+@triton.jit
+def _add_reached(block, first, second, third, one, two, three, top, rate, MASS: tl.constexpr):
+    logit = block.to(tl.float32)
+    weight = _weights(logit, top, rate) if MASS else tl.full(block.shape, 1.0, tl.float32)
+    one += tl.sum(tl.where(logit >= first, weight, 0.0), 1)
+    two += tl.sum(tl.where(logit >= second, weight, 0.0), 1)
+    three += tl.sum(tl.where(logit >= third, weight, 0.0), 1)
+    return one, two, three
+
+
+@triton.jit
 def _reached(row_ptr, first, second, third, top, rate, V, MASS: tl.constexpr, LANES: tl.constexpr):
     """The tokens, or if MASS what they hold, of logits from `first`, `second` and `third` up, all above -inf."""
-    EACH: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
-    offsets = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    BLOCK: tl.constexpr = LANES * (128 // row_ptr.dtype.element_ty.primitive_bitwidth)
     one = tl.zeros([LANES], tl.float32)
     two = tl.zeros([LANES], tl.float32)
     three = tl.zeros([LANES], tl.float32)
-    read = tl.load(row_ptr + offsets, mask=offsets < V, other=float("-inf"))
-    for start in tl.range(0, V, LANES * EACH):
-        after = start + LANES * EACH + offsets
-        following = tl.load(row_ptr + after, mask=after < V, other=float("-inf"))
-        logit = read.to(tl.float32)
-        weight = _weights(logit, top, rate) if MASS else tl.full([LANES, EACH], 1.0, tl.float32)
-        one += tl.sum(tl.where(logit >= first, weight, 0.0), 1)
-        two += tl.sum(tl.where(logit >= second, weight, 0.0), 1)
-        three += tl.sum(tl.where(logit >= third, weight, 0.0), 1)
-        read = following
+    near = _read(row_ptr, 0, V, LANES)
+    far = _read(row_ptr, BLOCK, V, LANES)
+    for start in tl.range(0, V, 2 * BLOCK):  # each read is under way while the other block is compared
+        one, two, three = _add_reached(near, first, second, third, one, two, three, top, rate, MASS)
+        near = _read(row_ptr, start + 2 * BLOCK, V, LANES)
+        one, two, three = _add_reached(far, first, second, third, one, two, three, top, rate, MASS)
+        far = _read(row_ptr, start + 3 * BLOCK, V, LANES)
     return tl.sum(one, 0), tl.sum(two, 0), tl.sum(three, 0)
 
 
@@ -120,21 +149,27 @@ def _search(row_ptr, low, high, target, top, rate, V, MASS: tl.constexpr, LANES:
 
 
 @triton.jit
-def _mass(row_ptr, floor, above, top, rate, V, LANES: tl.constexpr):
-    """(what the tokens of logits from `above` up hold, how many there are from `floor` up to below `above`)."""
-    EACH: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
-    offsets = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
-    likelier = tl.zeros([LANES], tl.float32)
+def _add_mass(block, likely, floor, above, held, equal, top, rate):
+    logit = block.to(tl.float32)
+    held += tl.sum(tl.where(logit >= likely, _weights(logit, top, rate), 0.0), 1)
+    equal += tl.sum(((logit >= floor) & (logit < above)).to(tl.int32), 1)
+    return held, equal
+
+
+@triton.jit
+def _mass(row_ptr, likely, floor, above, top, rate, V, LANES: tl.constexpr):
+    """(what the tokens of logits from `likely` up hold, how many there are from `floor` up to below `above`)."""
+    BLOCK: tl.constexpr = LANES * (128 // row_ptr.dtype.element_ty.primitive_bitwidth)
+    held = tl.zeros([LANES], tl.float32)
     equal = tl.zeros([LANES], tl.int32)
-    read = tl.load(row_ptr + offsets, mask=offsets < V, other=float("-inf"))
-    for start in tl.range(0, V, LANES * EACH):
-        after = start + LANES * EACH + offsets
-        following = tl.load(row_ptr + after, mask=after < V, other=float("-inf"))
-        logit = read.to(tl.float32)
-        likelier += tl.sum(tl.where(logit >= above, _weights(logit, top, rate), 0.0), 1)
-        equal += tl.sum(((logit >= floor) & (logit < above)).to(tl.int32), 1)
-        read = following
-    return tl.sum(likelier, 0), tl.sum(equal, 0)
+    near = _read(row_ptr, 0, V, LANES)
+    far = _read(row_ptr, BLOCK, V, LANES)
+    for start in tl.range(0, V, 2 * BLOCK):
+        held, equal = _add_mass(near, likely, floor, above, held, equal, top, rate)
+        near = _read(row_ptr, start + 2 * BLOCK, V, LANES)
+        held, equal = _add_mass(far, likely, floor, above, held, equal, top, rate)
+        far = _read(row_ptr, start + 3 * BLOCK, V, LANES)
+    return tl.sum(held, 0), tl.sum(equal, 0)
 
 
 @triton.jit
@@ -155,29 +190,28 @@ def _last_of(row_ptr, floor, above, count, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _top_p(row_ptr, cut, p, top, temperature, V, LANES: tl.constexpr):
-    """(key, last id of it) of the fewest likeliest that hold p of what those up to key `cut` do."""
+def _top_p(row_ptr, least, p, top, temperature, V, LANES: tl.constexpr):
+    """(key, last id of it) of the fewest likeliest that hold p of what those from code `least` up do."""
     DTYPE: tl.constexpr = row_ptr.dtype.element_ty
     rate = tl.minimum(1.4426950408889634 / temperature, 3e38)
-    low = _least(cut, top, temperature, DTYPE)
-    high = _code(top, DTYPE)
-    floor = _value(low, DTYPE)
-    total, _ = _mass(row_ptr, floor, floor, top, rate, V, LANES)
+    total, tops = _mass(row_ptr, _value(least, DTYPE), top, float("inf"), top, rate, V, LANES)
     target = p * total
     unlikely = top - temperature * (tl.log(V / (1.0 - p)) + 1.0)  # a vocabulary of these holds less than 1 - p; 1: room
-    low = tl.minimum(tl.maximum(low, _code(unlikely, DTYPE) - 1), high)
-    found = _value(_search(row_ptr, low, high, target, top, rate, V, True, LANES), DTYPE)
-    cut = tl.minimum(cut, keys(scores(found, top, temperature)))
+    high = _code(top, DTYPE)
+    low = tl.minimum(tl.maximum(least, _code(unlikely, DTYPE) - 1), high)
+    low = tl.where(tops.to(tl.float32) >= target, high, low)  # the likeliest are enough
+    found = _search(row_ptr, low, high, target, top, rate, V, True, LANES)
+    key = keys(scores(_value(found, DTYPE), top, temperature))
     last = V - 1 + tl.full([], 0, tl.int32)
-    floor = _value(_least(cut, top, temperature, DTYPE), DTYPE)
-    above = tl.where(cut == 0, float("inf"), _value(_least(cut - 1, top, temperature, DTYPE), DTYPE))
-    likelier, equal = _mass(row_ptr, floor, above, top, rate, V, LANES)
-    one = _weights(found, top, rate)
+    floor = _value(_least_alike(found, key, top, temperature, DTYPE), DTYPE)
+    above = _above(found, key, top, temperature, DTYPE)
+    likelier, equal = _mass(row_ptr, above, floor, above, top, rate, V, LANES)
+    one = _weights(floor, top, rate)
     if (one > 0) & (likelier + equal * one > target):  # else all that are as likely as the last stay
         count = tl.maximum(tl.ceil((target - likelier) / one), 1.0).to(tl.int32)
         if count < equal:
             last = _last_of(row_ptr, floor, above, count, V, 4 * LANES)
-    return cut, last
+    return key, last
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -216,11 +250,15 @@ def cut(
         floor = tl.log(tl.load(min_p_ptr + row).to(tl.float64)).to(tl.float32)  # log 0 is -inf: nothing is below it
         key = keys(floor)
         last = V - 1 + tl.full([], 0, tl.int32)
+        high = _code(top, DTYPE)
+        least = tl.minimum(_code(tl.full([], float("-inf"), tl.float32), DTYPE), high)
+        if floor > float("-inf"):
+            least = _least(key, least, high, top, temperature, DTYPE)
         if (k > 0) & (k < V):
-            low = _least(key, top, temperature, DTYPE)
-            found = _search(row_ptr, low, _code(top, DTYPE), k.to(tl.float32), top, top, V, False, LANES)
+            found = _search(row_ptr, least, high, k.to(tl.float32), top, top, V, False, LANES)
             key = tl.minimum(key, keys(scores(_value(found, DTYPE), top, temperature)))
+            least = _least_alike(found, key, top, temperature, DTYPE)
         if p < 1.0:
-            key, last = _top_p(row_ptr, key, p, top, temperature, V, LANES)
+            key, last = _top_p(row_ptr, least, p, top, temperature, V, LANES)
         tl.store(cuts_ptr + row * 2, key.to(tl.int32, bitcast=True))
         tl.store(cuts_ptr + row * 2 + 1, last)
