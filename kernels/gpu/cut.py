@@ -19,7 +19,12 @@ import triton
 import triton.language as tl
 
 CUT_WARPS = 16
-CUT_LANES = 32 * CUT_WARPS  # threads of a program on NVIDIA; each takes 16 bytes of a row at a time
+CUT_LANES = 32 * CUT_WARPS  # threads of a program on NVIDIA
+
+
+def cut_each(vocab: int, element_size: int) -> int:
+    """Tokens that a thread reads at a time: 16 bytes, or 8 one by one where rows aren't aligned for that."""
+    return (16 if vocab % 16 == 0 else 8) // element_size
 
 
 @triton.jit
@@ -43,10 +48,11 @@ def keys(score):
 
 @triton.jit
 def _code(value, DTYPE: tl.constexpr):
-    """int64: the place of an fp32 number among the values of DTYPE, those below 0 below 0; rounded to one."""
+    """The place of an fp32 number among the values of DTYPE, those below 0 below 0; rounded to one. An integer of twice
+    the bits, so that sums of two fit."""
     if DTYPE.primitive_bitwidth == 16:
-        bits = value.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int64)
-        return bits ^ ((bits >> 63) & 0x7FFF)
+        bits = value.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32)
+        return bits ^ ((bits >> 31) & 0x7FFF)
     else:
         bits = value.to(tl.int32, bitcast=True).to(tl.int64)
         return bits ^ ((bits >> 63) & 0x7FFFFFFF)
@@ -56,7 +62,7 @@ def _code(value, DTYPE: tl.constexpr):
 def _value(code, DTYPE: tl.constexpr):
     """fp32: the number of DTYPE with that code."""
     if DTYPE.primitive_bitwidth == 16:
-        bits = code ^ ((code >> 63) & 0x7FFF)
+        bits = code ^ ((code >> 31) & 0x7FFF)
         return bits.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
     else:
         bits = code ^ ((code >> 63) & 0x7FFFFFFF)
@@ -98,9 +104,8 @@ def _weights(logits, top, rate):
 
 
 @triton.jit
-def _read(row_ptr, start, V, LANES: tl.constexpr):
-    """[LANES, EACH]: the next block of a row, 16 bytes a thread; -inf beyond its end."""
-    EACH: tl.constexpr = 128 // row_ptr.dtype.element_ty.primitive_bitwidth
+def _read(row_ptr, start, V, LANES: tl.constexpr, EACH: tl.constexpr):
+    """[LANES, EACH]: the next block of a row, EACH tokens a thread; -inf beyond its end."""
     token = start + tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
     return tl.load(row_ptr + token, mask=token < V, other=float("-inf"))
 
@@ -116,59 +121,51 @@ def _add_reached(block, first, second, third, one, two, three, top, rate, MASS: 
 
 
 @triton.jit
-def _reached(row_ptr, first, second, third, top, rate, V, MASS: tl.constexpr, LANES: tl.constexpr):
+def _reached(row_ptr, first, second, third, top, rate, V, MASS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
     """The tokens, or if MASS what they hold, of logits from `first`, `second` and `third` up, all above -inf."""
-    BLOCK: tl.constexpr = LANES * (128 // row_ptr.dtype.element_ty.primitive_bitwidth)
+    BLOCK: tl.constexpr = LANES * EACH
     one = tl.zeros([LANES], tl.float32)
     two = tl.zeros([LANES], tl.float32)
     three = tl.zeros([LANES], tl.float32)
-    near = _read(row_ptr, 0, V, LANES)
-    far = _read(row_ptr, BLOCK, V, LANES)
+    near = _read(row_ptr, 0, V, LANES, EACH)
+    far = _read(row_ptr, BLOCK, V, LANES, EACH)
     for start in tl.range(0, V, 2 * BLOCK):  # each read is under way while the other block is compared
         one, two, three = _add_reached(near, first, second, third, one, two, three, top, rate, MASS)
-        near = _read(row_ptr, start + 2 * BLOCK, V, LANES)
+        near = _read(row_ptr, start + 2 * BLOCK, V, LANES, EACH)
         one, two, three = _add_reached(far, first, second, third, one, two, three, top, rate, MASS)
-        far = _read(row_ptr, start + 3 * BLOCK, V, LANES)
+        far = _read(row_ptr, start + 3 * BLOCK, V, LANES, EACH)
     return tl.sum(one, 0), tl.sum(two, 0), tl.sum(three, 0)
 
 
 @triton.jit
-def _search(row_ptr, low, high, target, top, rate, V, MASS: tl.constexpr, LANES: tl.constexpr):
+def _search(row_ptr, low, high, target, top, rate, V, MASS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr):
     """The greatest code in low to high from which up there are `target` tokens, or if MASS that mass; else low."""
     DTYPE: tl.constexpr = row_ptr.dtype.element_ty
     while low < high:
         step = ((high - low) >> 2) + 1
         one, two, three = _reached(
             row_ptr, _value(low + step, DTYPE), _value(tl.minimum(low + 2 * step, high), DTYPE),
-            _value(tl.minimum(low + 3 * step, high), DTYPE), top, rate, V, MASS, LANES,
+            _value(tl.minimum(low + 3 * step, high), DTYPE), top, rate, V, MASS, LANES, EACH,
         )  # fmt: skip
-        met = (one >= target).to(tl.int64) + (two >= target).to(tl.int64) + (three >= target).to(tl.int64)
+        met = (one >= target).to(low.dtype) + (two >= target).to(low.dtype) + (three >= target).to(low.dtype)
         high = tl.minimum(low + (met + 1) * step - 1, high)
         low = tl.minimum(low + met * step, high)
     return high
 
 
 @triton.jit
-def _add_mass(block, likely, floor, above, held, equal, top, rate):
-    logit = block.to(tl.float32)
-    held += tl.sum(tl.where(logit >= likely, _weights(logit, top, rate), 0.0), 1)
-    equal += tl.sum(((logit >= floor) & (logit < above)).to(tl.int32), 1)
-    return held, equal
-
-
-@triton.jit
-def _mass(row_ptr, likely, floor, above, top, rate, V, LANES: tl.constexpr):
+def _mass(row_ptr, likely, floor, above, top, rate, V, LANES: tl.constexpr, EACH: tl.constexpr):
     """(what the tokens of logits from `likely` up hold, how many there are from `floor` up to below `above`)."""
-    BLOCK: tl.constexpr = LANES * (128 // row_ptr.dtype.element_ty.primitive_bitwidth)
+    BLOCK: tl.constexpr = LANES * EACH
     held = tl.zeros([LANES], tl.float32)
     equal = tl.zeros([LANES], tl.int32)
-    near = _read(row_ptr, 0, V, LANES)
-    far = _read(row_ptr, BLOCK, V, LANES)
-    for start in tl.range(0, V, 2 * BLOCK):
-        held, equal = _add_mass(near, likely, floor, above, held, equal, top, rate)
-        near = _read(row_ptr, start + 2 * BLOCK, V, LANES)
-        held, equal = _add_mass(far, likely, floor, above, held, equal, top, rate)
-        far = _read(row_ptr, start + 3 * BLOCK, V, LANES)
+    block = _read(row_ptr, 0, V, LANES, EACH)
+    for start in tl.range(0, V, BLOCK):
+        following = _read(row_ptr, start + BLOCK, V, LANES, EACH)
+        logit = block.to(tl.float32)
+        held += tl.sum(tl.where(logit >= likely, _weights(logit, top, rate), 0.0), 1)
+        equal += tl.sum(((logit >= floor) & (logit < above)).to(tl.int32), 1)
+        block = following
     return tl.sum(held, 0), tl.sum(equal, 0)
 
 
@@ -190,22 +187,22 @@ def _last_of(row_ptr, floor, above, count, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _top_p(row_ptr, least, p, top, temperature, V, LANES: tl.constexpr):
+def _top_p(row_ptr, least, p, top, temperature, V, LANES: tl.constexpr, EACH: tl.constexpr):
     """(key, last id of it) of the fewest likeliest that hold p of what those from code `least` up do."""
     DTYPE: tl.constexpr = row_ptr.dtype.element_ty
     rate = tl.minimum(1.4426950408889634 / temperature, 3e38)
-    total, tops = _mass(row_ptr, _value(least, DTYPE), top, float("inf"), top, rate, V, LANES)
+    total, tops = _mass(row_ptr, _value(least, DTYPE), top, float("inf"), top, rate, V, LANES, EACH)
     target = p * total
     unlikely = top - temperature * (tl.log(V / (1.0 - p)) + 1.0)  # a vocabulary of these holds less than 1 - p; 1: room
     high = _code(top, DTYPE)
     low = tl.minimum(tl.maximum(least, _code(unlikely, DTYPE) - 1), high)
     low = tl.where(tops.to(tl.float32) >= target, high, low)  # the likeliest are enough
-    found = _search(row_ptr, low, high, target, top, rate, V, True, LANES)
+    found = _search(row_ptr, low, high, target, top, rate, V, True, LANES, EACH)
     key = keys(scores(_value(found, DTYPE), top, temperature))
     last = V - 1 + tl.full([], 0, tl.int32)
     floor = _value(_least_alike(found, key, top, temperature, DTYPE), DTYPE)
     above = _above(found, key, top, temperature, DTYPE)
-    likelier, equal = _mass(row_ptr, above, floor, above, top, rate, V, LANES)
+    likelier, equal = _mass(row_ptr, above, floor, above, top, rate, V, LANES, EACH)
     one = _weights(floor, top, rate)
     if (one > 0) & (likelier + equal * one > target):  # else all that are as likely as the last stay
         count = tl.maximum(tl.ceil((target - likelier) / one), 1.0).to(tl.int32)
@@ -231,6 +228,7 @@ def cut(
     blocks,
     BLOCKS: tl.constexpr,  # the power of 2 from blocks up
     LANES: tl.constexpr,
+    EACH: tl.constexpr,  # tokens that a thread reads at a time
 ):
     """Grid (R,). Writes the greatest logit and, for a row of temperature 0, its id as the result; else the cut."""
     row = tl.program_id(0).to(tl.int64)
@@ -255,10 +253,10 @@ def cut(
         if floor > float("-inf"):
             least = _least(key, least, high, top, temperature, DTYPE)
         if (k > 0) & (k < V):
-            found = _search(row_ptr, least, high, k.to(tl.float32), top, top, V, False, LANES)
+            found = _search(row_ptr, least, high, k.to(tl.float32), top, top, V, False, LANES, EACH)
             key = tl.minimum(key, keys(scores(_value(found, DTYPE), top, temperature)))
             least = _least_alike(found, key, top, temperature, DTYPE)
         if p < 1.0:
-            key, last = _top_p(row_ptr, least, p, top, temperature, V, LANES)
+            key, last = _top_p(row_ptr, least, p, top, temperature, V, LANES, EACH)
         tl.store(cuts_ptr + row * 2, key.to(tl.int32, bitcast=True))
         tl.store(cuts_ptr + row * 2 + 1, last)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.cut import CUT_LANES, CUT_WARPS, cut, keys, scores, winner
+from kernels.gpu.cut import CUT_LANES, CUT_WARPS, cut, cut_each, keys, scores, winner
 from kernels.sample import SAMPLE_BLOCK, workspace_size
 
 
@@ -55,7 +55,7 @@ def sample(
     _block_greatest[(R, blocks)](logits, values, ids, logits.stride(0), V, blocks, BLOCK=SAMPLE_BLOCK, **how)
     cut[(R,)](
         logits, values, ids, tops, cuts, temperature, top_k, top_p, min_p, out, logits.stride(0), V, blocks,
-        BLOCKS=padded, LANES=CUT_LANES, **{**how, "num_warps": CUT_WARPS},
+        BLOCKS=padded, LANES=CUT_LANES, EACH=cut_each(V, logits.element_size()), **{**how, "num_warps": CUT_WARPS},
     )  # fmt: skip
     _block_noisy[(R, blocks)](
         logits, values, ids, tops, cuts, temperature, seed, offset, logits.stride(0), V, blocks, BLOCK=SAMPLE_BLOCK,
