@@ -1,16 +1,19 @@
 """The least likely token that min-p, top-k and top-p leave of a row: see kernels/sample.py.
 
-A row is walked by one program of 16 warps, which reads 16 bytes a thread and the next 16 while it computes with these;
+A row is walked by one program of 16 warps, which reads 16 bytes a thread and the next 16 beside the work on these;
 sums stay in the threads until a walk ends. So they have one order, and a row's result depends on nothing but the row.
 What is looked for is a logit of the row's dtype, by its `code`, its place among all values of the dtype: each walk
 compares all tokens with three codes and leaves a quarter of the range. That is eight walks for all values of bf16 and
-fp16, sixteen for fp32; top-p starts at the logit below which the whole vocabulary would not hold 1 - p, from where it
-is about four for bf16 logits above 0. A walk before finds the mass that p is of, a walk after what the likelier ones
-hold; only where equal ones are parted is it looked up which.
+fp16, sixteen for fp32. top-p starts at the logit below which a whole vocabulary would not hold 1 - p, from where it is
+four or five for bf16 logits above 0, and takes none where the likeliest token holds p alone. A walk before finds the
+mass that p is of, a walk after what the likelier ones hold and how many are equal; only where those are parted is it
+looked up which.
 
 Goes out: the `key` of the least likely score, a score's bits without its sign, so that of scores up to 0 the likelier
 has the smaller key; and the last id of that key. Different logits may have equal scores: both ends of a key are looked
 for among the codes, without a walk.
+
+Not known: where a GPU's time goes in it. The compiler puts a block's read near the end of the work on the block before.
 """
 
 from __future__ import annotations
@@ -127,13 +130,11 @@ def _reached(row_ptr, first, second, third, top, rate, V, MASS: tl.constexpr, LA
     one = tl.zeros([LANES], tl.float32)
     two = tl.zeros([LANES], tl.float32)
     three = tl.zeros([LANES], tl.float32)
-    near = _read(row_ptr, 0, V, LANES, EACH)
-    far = _read(row_ptr, BLOCK, V, LANES, EACH)
-    for start in tl.range(0, V, 2 * BLOCK):  # each read is under way while the other block is compared
-        one, two, three = _add_reached(near, first, second, third, one, two, three, top, rate, MASS)
-        near = _read(row_ptr, start + 2 * BLOCK, V, LANES, EACH)
-        one, two, three = _add_reached(far, first, second, third, one, two, three, top, rate, MASS)
-        far = _read(row_ptr, start + 3 * BLOCK, V, LANES, EACH)
+    block = _read(row_ptr, 0, V, LANES, EACH)
+    for start in tl.range(0, V, BLOCK):
+        following = _read(row_ptr, start + BLOCK, V, LANES, EACH)
+        one, two, three = _add_reached(block, first, second, third, one, two, three, top, rate, MASS)
+        block = following
     return tl.sum(one, 0), tl.sum(two, 0), tl.sum(three, 0)
 
 
@@ -207,7 +208,7 @@ def _top_p(row_ptr, least, p, top, temperature, V, LANES: tl.constexpr, EACH: tl
     if (one > 0) & (likelier + equal * one > target):  # else all that are as likely as the last stay
         count = tl.maximum(tl.ceil((target - likelier) / one), 1.0).to(tl.int32)
         if count < equal:
-            last = _last_of(row_ptr, floor, above, count, V, 4 * LANES)
+            last = _last_of(row_ptr, floor, above, count, V, 2 * LANES)
     return key, last
 
 
