@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=DATA_SHEETS, default="h200", help="to predict for without a GPU")
     parser.add_argument("--with", choices=("slipstream", "transformers"), default="slipstream", dest="system")
     parser.add_argument("--weights", choices=FORMS, default="auto", help="what projections are kept as (%(default)s)")
+    parser.add_argument("--kv-dtype", choices=("auto", "fp8", "int8"), default="auto", help="of pages (%(default)s)")
+    parser.add_argument("--deterministic", action="store_true", help="everything in the fixed order")
     parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing new after this (%(default)s)")
     parser.add_argument("--only", default="", help="what has this in its name")
     parser.add_argument("--json", type=Path, help="where to write; ops/bench/results on a GPU unless given")
@@ -52,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     ceilings = measured_ceilings()
     print(f"{ceilings.device}: {ceilings.bytes_s / 1e12:.2f} TB/s, {ceilings.flop_s / 1e12:.0f} TFLOP/s, measured\n")
-    kept = Kept(given.json or _path(ceilings, given.system, given.weights), ceilings, given.system, given.weights)
+    how = {"weights": given.weights, "kv_dtype": given.kv_dtype, "deterministic": given.deterministic}
+    kept = Kept(given.json or _path(ceilings, given.system, how), ceilings, given.system, how)
     deadline = time.monotonic() + 60 * given.minutes
-    cases = _ours(ceilings, given.weights) if given.system == "slipstream" else _theirs()
+    cases = _ours(ceilings, how) if given.system == "slipstream" else _theirs()
     for name, case in cases:
         if given.only not in name:
             continue
@@ -78,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Kept:
     """What was found so far, on the disk."""
 
-    def __init__(self, path: Path, ceilings: Ceilings, system: str, weights: str) -> None:
+    def __init__(self, path: Path, ceilings: Ceilings, system: str, how: dict[str, Any]) -> None:
         self.path = path
         self._body: dict[str, Any] = {
             "bench": "gpu_engine",
             "system": system,
-            "weights": weights,
+            **how,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "torch": torch.__version__,
             "ceilings": asdict(ceilings),
@@ -97,11 +100,11 @@ class Kept:
         self.path.write_text(json.dumps(self._body, indent=1) + "\n")
 
 
-def _ours(ceilings: Ceilings, weights: str) -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
-    yield f"{LLAMA_8B.name} steps", lambda: _grid(LLAMA_8B, ceilings, WIDTHS, CONTEXTS, weights)
-    yield f"{QWEN_06B.name} {REQUESTS} requests", lambda: [_workload(QWEN_06B, weights)]
-    yield f"{QWEN_06B.name} steps", lambda: _grid(QWEN_06B, ceilings, (1, 64), (512, 2048), weights)
-    yield f"{QWEN_8B.name} steps", lambda: _grid(QWEN_8B, ceilings, (1, 64), (2048,), weights)
+def _ours(ceilings: Ceilings, how: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
+    yield f"{LLAMA_8B.name} steps", lambda: _grid(LLAMA_8B, ceilings, WIDTHS, CONTEXTS, how)
+    yield f"{QWEN_06B.name} {REQUESTS} requests", lambda: [_workload(QWEN_06B, how)]
+    yield f"{QWEN_06B.name} steps", lambda: _grid(QWEN_06B, ceilings, (1, 64), (512, 2048), how)
+    yield f"{QWEN_8B.name} steps", lambda: _grid(QWEN_8B, ceilings, (1, 64), (2048,), how)
 
 
 def _theirs() -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
@@ -132,11 +135,11 @@ def config_of(model: Model, max_len: int) -> dict[str, Any]:
     }
 
 
-def engine_of(model: Model, *, max_rows: int, max_len: int, token_budget: int, weights: str = "auto") -> Engine:
-    """An engine on random weights of the model's shape, on the GPU."""
+def engine_of(model: Model, *, max_rows: int, max_len: int, token_budget: int, **how: Any) -> Engine:
+    """An engine on random weights of the model's shape, on the GPU; how: more of EngineConfig."""
     config = EngineConfig(
         max_rows=max_rows, max_len=max_len, token_budget=token_budget, prefix_cache=False, step_time_s=None,
-        watermark=0.0, headroom=0.0, device="cuda", weights=weights,
+        watermark=0.0, headroom=0.0, device="cuda", **how,
     )  # fmt: skip
     made = RandomWeights(torch.device("cuda"), tied=model.tied)
     engine = Engine.from_weights(made, parse_config(config_of(model, max_len), None), config)
@@ -161,10 +164,10 @@ def pretend_computed(engine: Engine) -> None:
 
 
 def _grid(
-    model: Model, ceilings: Ceilings, widths: Sequence[int], contexts: Sequence[int], weights: str
+    model: Model, ceilings: Ceilings, widths: Sequence[int], contexts: Sequence[int], how: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     sizes = {"max_rows": max(widths), "max_len": max(contexts) + ROOM, "token_budget": 4096}
-    return steps(engine_of(model, **sizes, weights=weights), model, ceilings, widths, contexts)
+    return steps(engine_of(model, **sizes, **how), model, ceilings, widths, contexts)
 
 
 def steps(
@@ -198,8 +201,12 @@ def _timed(engine: Engine, model: Model, ceilings: Ceilings, width: int, context
         assert output.tokens == width, f"{output.tokens} tokens in a step of {width} decodes"
     took = (time.perf_counter() - began) / STEPS
     host = took - (engine.stats.waited_s - waited) / STEPS
-    form = FORMS[engine.config.weights]
-    floor = ceilings.floor_s(*model.step(width, context, form))
+    config, described = engine.config, engine.describe()
+    form = FORMS[config.weights]
+    moved, flops = model.step(width, context, form)
+    stored = described["pool_bytes"] / described["num_pages"] / described["page_size"]  # of a token's K/V
+    floor = ceilings.floor_s(moved + width * context * (stored - model.kv_bytes), flops)
+    as_asked = model is LLAMA_8B and form is FORMS["auto"] and config.kv_dtype == "auto" and not config.deterministic
     return {
         "width": width,
         "context": context,
@@ -208,7 +215,7 @@ def _timed(engine: Engine, model: Model, ceilings: Ceilings, width: int, context
         "of_floor": floor / took,
         "host_ms": host * 1e3,
         "host_share": host / took,
-        "goal": GOALS.get(width) if model is LLAMA_8B and form is FORMS["auto"] else None,
+        "goal": GOALS.get(width) if as_asked else None,
     }
 
 
@@ -221,8 +228,8 @@ def requests(model: Model, count: int = REQUESTS) -> list[tuple[list[int], int]]
     ]
 
 
-def _workload(model: Model, weights: str) -> dict[str, Any]:
-    engine = engine_of(model, max_rows=REQUESTS, max_len=2 * MOST, token_budget=4096, weights=weights)
+def _workload(model: Model, how: dict[str, Any]) -> dict[str, Any]:
+    engine = engine_of(model, max_rows=REQUESTS, max_len=2 * MOST, token_budget=4096, **how)
     sent = requests(model)
     engine.generate([sent[0][0]], SequenceParams(8))
     stats = engine.stats
@@ -264,8 +271,10 @@ def _floors(ceilings: Ceilings, weights: str) -> str:
     return said + report.table(head, rows)
 
 
-def _path(ceilings: Ceilings, system: str, weights: str) -> Path:
+def _path(ceilings: Ceilings, system: str, how: dict[str, Any]) -> Path:
     device = re.sub(r"[^a-z0-9]+", "-", ceilings.device.lower()).strip("-")
     end = "" if system == "slipstream" else f"-{system}"
-    end += "" if weights == "auto" else f"-{weights}"
+    end += "" if how["weights"] == "auto" else f"-{how['weights']}"
+    end += "" if how["kv_dtype"] == "auto" else f"-kv-{how['kv_dtype']}"
+    end += "-deterministic" if how["deterministic"] else ""
     return report.RESULTS / f"{device}-{time.strftime('%Y-%m-%d')}{end}.json"
