@@ -111,8 +111,8 @@ def _theirs() -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
     from ops.bench import gpu_transformers
 
     sent = requests(QWEN_06B)
-    yield "transformers continuous", lambda: [gpu_transformers.continuous(QWEN_06B, sent)]
     yield "transformers static 64", lambda: [gpu_transformers.static(QWEN_06B, sent, 64)]
+    yield "transformers continuous", lambda: [gpu_transformers.continuous(QWEN_06B, sent)]
 
 
 def config_of(model: Model, max_len: int) -> dict[str, Any]:
