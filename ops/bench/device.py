@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -78,3 +81,14 @@ def _took(graph: torch.cuda.CUDAGraph) -> float:
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3
+
+
+def provenance() -> dict[str, Any]:
+    """What a result is kept with: the command and what it ran on."""
+    found: dict[str, Any] = {"command": f"python -m ops.bench {' '.join(sys.argv[1:])}"}
+    for package in ("torch", "triton", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found

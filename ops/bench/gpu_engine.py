@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ops.bench import report
-from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings
+from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings, provenance
 from ops.bench.kernel_cases import FORMS, LLAMA_8B, QWEN_06B, QWEN_8B, Model
 from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams
 from worker.models.config import parse_config
@@ -88,7 +88,7 @@ class Kept:
             "system": system,
             **how,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "torch": torch.__version__,
+            **provenance(),
             "ceilings": asdict(ceilings),
             "found": [],
         }
@@ -111,7 +111,7 @@ def _theirs() -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
     from ops.bench import gpu_transformers
 
     sent = requests(QWEN_06B)
-    yield "transformers static 64", lambda: [gpu_transformers.static(QWEN_06B, sent, 64)]
+    yield "transformers static 64", lambda: gpu_transformers.static(QWEN_06B, sent, 64)
     yield "transformers continuous", lambda: [gpu_transformers.continuous(QWEN_06B, sent)]
 
 

@@ -21,7 +21,7 @@ import torch
 
 from kernels.table import Backend, ops_for
 from ops.bench import report
-from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings, seconds
+from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings, provenance, seconds
 from ops.bench.kernel_cases import FORMS, MODELS, Case, Model, cases
 
 RELATIVE = 0.05  # of a result's greatest value: bf16 products whose sums run in different orders
@@ -114,7 +114,7 @@ def _write(path: Path | None, ceilings: Ceilings, model: Model, found: list[dict
     body = {
         "bench": "kernels",
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "torch": torch.__version__,
+        **provenance(),
         "ceilings": asdict(ceilings),
         "model": model.name,
         "kernels": found,

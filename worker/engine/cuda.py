@@ -1,6 +1,6 @@
 """A GPU as a DeviceRunner sees it: pinned buffers, events, graphs; memory; and whoever compiles when he shouldn't.
 
-All that can only run where there is a GPU is here and in gpu_start.py. None of it has been seen on hardware yet.
+All that can only run where there is a GPU is here and in gpu_start.py. Seen on an H200 (ops/bench/LOG.md, 42).
 """
 
 from __future__ import annotations
