@@ -41,7 +41,7 @@ def static(model: Model, sent: Sent, batch: int) -> Iterator[dict[str, Any]]:
 
 
 def continuous(model: Model, sent: Sent, patience_s: float = 150.0) -> dict[str, Any]:
-    """All of them handed to its continuous batching at once, warmed up before; what it has answered after patience_s."""
+    """All handed to its continuous batching at once, warmed up before: what it has answered after patience_s."""
     from transformers import GenerationConfig
 
     loaded = _load(model)

@@ -1,8 +1,8 @@
 """What an engine runs with on a GPU: weights, pages, rows, graphs; made in the order in which they need memory.
 
 The pages of K/V take what is left once the weights lie there and the largest steps have shown what they take beside.
-Then everything that compiles is run once over padding, and steps of decodes alone are captured. What each part takes stands
-in the figures.
+Then everything that compiles is run once over padding, and steps of decodes alone are captured. The figures tell what
+each part takes.
 """
 
 from __future__ import annotations
