@@ -111,6 +111,7 @@ def _engine(
         backend=given.backend,
         num_pages=num_pages,
         prefix_cache=not given.no_prefix_cache,
+        max_drafts=0,  # random weights repeat themselves as no text does
         **(settings or {}),
     )
     return Engine.from_pretrained(model, config)

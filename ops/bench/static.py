@@ -51,7 +51,12 @@ def _bench(given: argparse.Namespace) -> int:
     print("\n".join(machine.lines()))
     model = models.random_llama(given.cache)
     engine = Engine.from_pretrained(
-        model, dtype="bfloat16", max_rows=given.rows, threads=given.threads, backend=given.backend
+        model,
+        dtype="bfloat16",
+        max_rows=given.rows,
+        threads=given.threads,
+        backend=given.backend,
+        max_drafts=0,  # random weights repeat themselves as no text does
     )
     print(
         f"{model.name}, {given.threads} threads, bfloat16, backend {engine.backend}, {given.rows} rows, "

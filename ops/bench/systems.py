@@ -89,9 +89,12 @@ class OnEngine:
             for emission in output.emissions:
                 if emission.error is not None:
                     raise Wrong(f"{self.name}: request {emission.id} failed: {emission.error}")
-                token_ids[emission.id] += emission.token_ids
-                times[emission.id] += [now] * len(emission.token_ids)
-                if len(token_ids[emission.id]) == requests[emission.id].ends_after:
+                given, enough = emission.token_ids, requests[emission.id].ends_after
+                if enough is not None:
+                    given = given[: enough - len(token_ids[emission.id])]  # drafts that held may go beyond
+                token_ids[emission.id] += given
+                times[emission.id] += [now] * len(given)
+                if len(token_ids[emission.id]) == enough:
                     engine.cancel(emission.id)
         wall_s = time.perf_counter() - began
         mean_rows = (stats.row_steps - row_steps) / (stats.steps - num_steps)
