@@ -107,3 +107,19 @@ def test_the_likeliest_tokens_come_in_order_ties_by_lower_id():
     expected = logits.sort(dim=-1, descending=True, stable=True).indices[:, :20]
     assert torch.equal(likeliest(logits, 20), expected)
     assert torch.equal(likeliest(logits[:, :1], 1), torch.zeros(5, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("V", [1, 7, 500, 3001, 9000])
+def test_the_likeliest_come_in_order_and_of_equal_ones_those_of_lower_ids(V: int, dtype: torch.dtype):
+    """As a stable sort has them, whether they are looked for among all tokens or in blocks; many equal, many ruled out,
+    zeros of either sign."""
+    generator = torch.Generator().manual_seed(V)
+    plain = torch.randn(5, V, generator=generator)
+    ruled_out = plain.masked_fill(torch.rand(5, V, generator=generator) < 0.9, float("-inf"))
+    for logits in (plain, plain.round(), ruled_out, 0.0 * plain):
+        given = logits.to(dtype)
+        expected = given.float().sort(-1, descending=True, stable=True).indices
+        for count in (1, 5, 20):
+            if count <= V:
+                assert torch.equal(likeliest(given, count), expected[:, :count])
