@@ -13,7 +13,7 @@ def likeliest(logits: Tensor, count: int, /) -> Tensor:
     """[R, count] int64: ids of the greatest of logits [R, V], the greatest first; count is V at most.
 
     One key a token, its fp32 bits in the order of its value above its id: no two are equal, so which of equal logits
-    come out depends on no algorithm, and not on the rows beside it. logits of bf16 are often equal. Keys are made of few:
+    come out depends on no algorithm, and not on the rows beside it. logits of bf16 are often equal. Few keys are made:
     the `count` blocks of tokens whose greatest are the greatest, earlier blocks first among equals, hold what is asked.
     """
     V = logits.shape[1]

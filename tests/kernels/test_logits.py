@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,8 +119,8 @@ def test_the_likeliest_come_in_order_and_of_equal_ones_those_of_lower_ids(V: int
     plain = torch.randn(5, V, generator=generator)
     ruled_out = plain.masked_fill(torch.rand(5, V, generator=generator) < 0.9, float("-inf"))
     for logits in (plain, plain.round(), ruled_out, 0.0 * plain):
-        given = logits.to(dtype)
-        expected = given.float().sort(-1, descending=True, stable=True).indices
+        rounded = logits.to(dtype)
+        expected = rounded.float().sort(-1, descending=True, stable=True).indices
         for count in (1, 5, 20):
             if count <= V:
-                assert torch.equal(likeliest(given, count), expected[:, :count])
+                assert torch.equal(likeliest(rounded, count), expected[:, :count])
