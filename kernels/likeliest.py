@@ -20,7 +20,7 @@ def likeliest(logits: Tensor, count: int, /) -> Tensor:
     whole = V // _BLOCK * _BLOCK
     if whole < 4 * count * _BLOCK:
         return V - 1 - (_keys(logits, torch.arange(V, device=logits.device), V).topk(count).values & 0xFFFFFFFF)
-    greatest = logits[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)  # [R, blocks]
+    greatest = logits[:, :whole].view(len(logits), -1, _BLOCK).amax(-1)  # [R, blocks]
     if whole < V:
         greatest = torch.cat([greatest, logits[:, whole:].amax(-1, keepdim=True)], 1)
     blocks = likeliest(greatest, count)

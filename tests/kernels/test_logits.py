@@ -120,7 +120,7 @@ def test_the_likeliest_come_in_order_and_of_equal_ones_those_of_lower_ids(V: int
     ruled_out = plain.masked_fill(torch.rand(5, V, generator=generator) < 0.9, float("-inf"))
     for logits in (plain, plain.round(), ruled_out, 0.0 * plain):
         rounded = logits.to(dtype)
-        expected = rounded.float().sort(-1, descending=True, stable=True).indices
+        expected = rounded.float().sort(dim=-1, descending=True, stable=True).indices
         for count in (1, 5, 20):
             if count <= V:
                 assert torch.equal(likeliest(rounded, count), expected[:, :count])
