@@ -23,7 +23,9 @@ _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of eight columns, the nibble of an AWQ
 class QuantisedWeight:
     """K inputs, N outputs.
 
-    codes   [K, N] int8, or of 4 bits [K / 8, N] int32: nibble i of word j is row 8 * j + i, 0 to 15
+    codes   [K / block, N, words] int16: field j of word i of a block is its row words * j + i; fields are bytes of -128
+            to 127 or nibbles of 0 to 15, words = block * bits / 16. A block has 128 rows, or the largest power of two
+            that divides a group: one scale an output, and the words of an output lie together
     scales  [K / group, N] bf16, fp16 or fp32
     zeros   [K / group, N] of the same dtype, whole numbers, or None: 0
     order   [K] int64: the column of x that row k is for, or None: k (GPTQ's act-order sorts inputs by their weight)
@@ -38,12 +40,17 @@ class QuantisedWeight:
     @property
     def in_features(self) -> int:
         """K."""
-        return self.codes.shape[0] * (8 if self.bits == 4 else 1)
+        return self.codes.shape[0] * self.block
 
     @property
     def out_features(self) -> int:
         """N."""
         return self.codes.shape[1]
+
+    @property
+    def block(self) -> int:
+        """Inputs of a block of codes."""
+        return self.codes.shape[2] * 16 // self.bits
 
     @property
     def group(self) -> int:
@@ -64,12 +71,13 @@ class QuantisedWeight:
         if bits == 8:
             scales = (parts.abs().amax(1) / 127).clamp(min=1e-12).to(weight.dtype)
             codes = (parts / scales.float().unsqueeze(1)).round().clamp(-127, 127)
-            return cls(codes.reshape(K, N).to(torch.int8).contiguous(), scales.contiguous(), None, 8)
+            return cls(_packed(codes.reshape(K, N).int(), 8, group), scales.contiguous(), None, 8)
         low, high = parts.amin(1).clamp(max=0), parts.amax(1).clamp(min=0)
         scales = ((high - low) / 15).clamp(min=1e-12).to(weight.dtype)
         zeros = (-low / scales.float()).round().clamp(0, 15)
         codes = (parts / scales.float().unsqueeze(1) + zeros.unsqueeze(1)).round().clamp(0, 15)
-        return cls(_packed(codes.reshape(K, N).int()), scales.contiguous(), zeros.to(weight.dtype).contiguous(), 4)
+        packed = _packed(codes.reshape(K, N).int(), 4, group)
+        return cls(packed, scales.contiguous(), zeros.to(weight.dtype).contiguous(), 4)
 
     @classmethod
     def from_gptq(
@@ -91,16 +99,14 @@ class QuantisedWeight:
         K = qweight.shape[0] * 32 // bits
         zeros = _fields(qzeros, bits).flatten(1) + less
         order = None if g_idx is None else _order(g_idx, K, groups)
-        if bits == 4 and order is None:  # the layout is this one
-            return cls(qweight.contiguous(), scales.contiguous(), zeros.to(scales.dtype), 4)
         codes = _fields(qweight, bits).permute(0, 2, 1).reshape(K, -1)
         if order is not None:
             codes = codes[order]
         if bits == 4:
-            return cls(_packed(codes), scales.contiguous(), zeros.to(scales.dtype), 4, order)
+            return cls(_packed(codes, 4, K // groups), scales.contiguous(), zeros.to(scales.dtype), 4, order)
         zeros = zeros - 128  # bytes of 0 to 255 become int8: both sides of the difference move
         return cls(
-            (codes - 128).to(torch.int8),
+            _packed(codes - 128, 8, K // groups),
             scales.contiguous(),
             zeros.to(scales.dtype) if zeros.any() else None,
             8,
@@ -112,7 +118,8 @@ class QuantisedWeight:
         """qweight [K, N / 8] int32, qzeros [K / group, N / 8] int32, both with columns in AWQ's order, scales."""
         places = list(_AWQ_PLACES)
         codes, zeros = _fields(qweight, 4)[..., places].flatten(1), _fields(qzeros, 4)[..., places].flatten(1)
-        return cls(_packed(codes), scales.contiguous(), zeros.to(scales.dtype), 4)
+        packed = _packed(codes, 4, len(codes) // scales.shape[0])
+        return cls(packed, scales.contiguous(), zeros.to(scales.dtype), 4)
 
     @classmethod
     def beside(cls, parts: Sequence[QuantisedWeight]) -> QuantisedWeight:
@@ -133,10 +140,10 @@ class QuantisedWeight:
 
     def whole(self, dtype: torch.dtype | None = None) -> Tensor:
         """w [K, N] in x's order of inputs, rounded once to dtype (the scales' unless given)."""
-        if self.bits == 8:
-            codes = self.codes.float()
-        else:
-            codes = _fields(self.codes, 4).permute(0, 2, 1).reshape(self.in_features, -1).float()
+        shifts = torch.arange(0, 16, self.bits, device=self.codes.device, dtype=torch.int16)
+        fields = self.codes.unsqueeze(2) >> shifts.unsqueeze(1)  # [K / block, N, fields, words]
+        fields = fields & 15 if self.bits == 4 else fields.to(torch.int8)
+        codes = fields.permute(0, 2, 3, 1).reshape(self.in_features, -1).float()
         parts = codes.view(self.scales.shape[0], self.group, -1)
         if self.zeros is not None:
             parts = parts - self.zeros.float().unsqueeze(1)
@@ -150,7 +157,8 @@ class QuantisedLinear(Protocol):
     """quantised_linear(x, weight, bias=None, out=None, fixed=False) -> out.
 
     x [T, K] model dtype; bias [N] model dtype or None; out [T, N] model dtype, a new tensor if none is given.
-    w is rounded to the model dtype before the product, sums are fp32 and rounded once.
+    w is rounded to the model dtype before the product, or sums of a block are multiplied by its scale, which is closer
+    to the formula. Sums are fp32 and rounded once.
     fixed: a row's bits do not depend on how many rows there are.
     """
 
@@ -189,14 +197,15 @@ def _fields(words: Tensor, bits: int) -> Tensor:
     return (words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
 
 
-def _packed(codes: Tensor) -> Tensor:
-    """codes [K, N] int32 of 0 to 15 -> [K / 8, N] int32."""
+def _packed(codes: Tensor, bits: int, group: int) -> Tensor:
+    """codes [K, N] int32 -> [K / block, N, words] int16."""
     K, N = codes.shape
-    rows = codes.view(K // 8, 8, N)
-    words = rows[:, 0].clone()
-    for nibble in range(1, 8):
-        words |= rows[:, nibble] << (4 * nibble)
-    return words.contiguous()
+    block, each = min(128, group & -group), 16 // bits
+    fields = codes.view(K // block, each, block // each, N)
+    words = fields[:, 0] & ((1 << bits) - 1)
+    for field in range(1, each):
+        words |= (fields[:, field] & ((1 << bits) - 1)) << (bits * field)
+    return words.to(torch.int16).permute(0, 2, 1).contiguous()
 
 
 def _order(g_idx: Tensor, K: int, groups: int) -> Tensor | None:

@@ -118,10 +118,12 @@ def _prepare() -> object:
     )  # fmt: skip
 
 
-def quantised_weight(bits: int, *, scales: torch.dtype = BF16) -> QuantisedWeight:
-    """4 bits in groups with zeros, 8 bits with a scale an output; a checkpoint's scales are fp16."""
-    K, N, group = 4096, 14336, 128 if bits == 4 else 4096
-    codes = empty(K // 8, N, dtype=torch.int32) if bits == 4 else empty(K, N, dtype=torch.int8)
+def quantised_weight(bits: int, *, scales: torch.dtype = BF16, small: int | None = None) -> QuantisedWeight:
+    """4 bits in groups with zeros, 8 bits with a scale an output, unless groups are small; a checkpoint's scales are
+    fp16."""
+    K, N, group = 4096, 14336, small or (128 if bits == 4 else 4096)
+    block = min(group, 128)
+    codes = empty(K // block, N, block * bits // 16, dtype=torch.int16)
     zeros = empty(K // group, N, dtype=scales) if bits == 4 else None
     return QuantisedWeight(codes, empty(K // group, N, dtype=scales), zeros, bits)
 
@@ -198,6 +200,8 @@ CASES: dict[str, Case] = {
     "plain_linear, one row, K 1408": lambda target: plain_linear(empty(1, 1408), empty(512, 1408), empty(512)),
     **{f"quantised_linear, {bits} bits, {rows} rows": quantised(bits, rows) for bits in (4, 8) for rows in (16, 64)},
     **{f"quantised_linear, a checkpoint's 4 bits, {rows} rows": quantised(4, rows, scales=FP16) for rows in (16, 64)},
+    **{f"quantised_linear, {bits} bits, groups of {group}, {rows} rows": quantised(bits, rows, small=group)
+       for bits, group, rows in ((4, 32, 16), (4, 32, 64), (8, 64, 16), (8, 64, 64))},
     **{f"quantised_linear, {bits} bits written out": written_out(bits) for bits in (4, 8)},
     "fp8_linear, rows to FP8": fp8_rows,
     "gather_rows": lambda target: gather_rows(empty(16, 4096), empty(4, dtype=torch.int64)),

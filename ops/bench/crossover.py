@@ -1,4 +1,4 @@
-"""From how many rows on a quantised weight is better written out in the model's dtype: counted, not measured.
+"""From how many rows on a quantised weight is better written out in the model's dtype: counted.
 
 Seconds for each weight of a product with T rows, in the units of a data sheet:
 
@@ -9,6 +9,9 @@ Each tile of 64 rows makes its numbers from the codes again; written out, they a
 is what ordinary arithmetic does for a weight: shift, mask, convert, subtract, multiply, round, and its way through
 shared memory. Scales and zeros, a fiftieth of the bytes, are left out. What no count shows (how well copies, arithmetic
 and products overlap, what the library reaches of its ceiling) is why `make gpu-bench-kernels` times both sides.
+
+An H200's figures (ops/bench/LOG.md, 42) put the crossing where this puts sm_90's. They do not test the parts: `work` is
+from before two codes at once became numbers.
 """
 
 from __future__ import annotations

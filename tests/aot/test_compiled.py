@@ -86,7 +86,7 @@ from kernels.gpu.silu_mul import silu_mul
 from kernels.gpu.quantised_linear import quantised_linear
 from kernels.quantised_linear import QuantisedWeight
 
-weight = QuantisedWeight.of(torch.zeros(128, 128, dtype=torch.bfloat16), 4, 64)
+weight = QuantisedWeight.of(torch.zeros(128, 128, dtype=torch.bfloat16), 4, 128)
 keys = set()
 for decode in (0, 1, 2, 3, 7, 16, 33, 256):
     for prefill in (0, 1, 3, 5):

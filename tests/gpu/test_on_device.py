@@ -111,11 +111,6 @@ def _rope(ops: Ops, T: int) -> Tensor:
     return torch.cat([q.flatten(), kv.flatten()])
 
 
-def _quantised(ops: Ops, T: int, bits: int) -> Tensor:
-    weight = QuantisedWeight.of(random(192, 512, seed=1), bits, 128)
-    return ops.quantised_linear(random(T, 512), weight, random(192, seed=2))
-
-
 ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "rms_norm": lambda ops, T: ops.rms_norm(random(T, 4096), random(4096, seed=1), 1e-5, random(T, 4096, seed=2)),
     "silu_mul": lambda ops, T: ops.silu_mul(random(T, 2 * 1408)),
@@ -124,8 +119,6 @@ ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "plain_linear": lambda ops, T: ops.plain_linear(random(T, 4096), random(300, 4096, seed=1), random(300, seed=2)),
     "plain_linear, wide": lambda ops, T: ops.plain_linear(random(T, 512), random(17408 if THERE else 64, 512, seed=1)),
     "gather_rows": lambda ops, T: ops.gather_rows(random(T, 4096), counted(T).flip(0)),
-    "quantised_linear, 4 bits": lambda ops, T: _quantised(ops, T, 4),
-    "quantised_linear, 8 bits": lambda ops, T: _quantised(ops, T, 8),
     "token_logprobs": lambda ops, T: ops.token_logprobs(random(T, 5000), counted(T).view(T, 1) * 3),
 }
 
@@ -136,6 +129,20 @@ def test_an_operation_gives_what_its_reference_gives(ops: Ops, name: str, T: int
     """On the same device, to the rounding of a few bf16 operations."""
     ours, theirs = ELEMENTWISE[name](ops, T), ELEMENTWISE[name](ops_for(Backend.TORCH), T)
     torch.testing.assert_close(ours.float(), theirs.float(), atol=2.0**-5, rtol=2.0**-6)
+
+
+@pytest.mark.parametrize("T", [1, 3, 16, 17, 64, 300] if THERE else [2])
+@pytest.mark.parametrize(("bits", "group"), [(4, 128), (8, 512), (4, 64)])
+def test_a_quantised_product_is_the_formula(ops: Ops, bits: int, group: int, T: int):
+    """Whether sums are scaled or each weight is rounded to bf16, which is most of what is allowed here; in the fixed
+    order a row alone has the bits it has among all."""
+    weight = QuantisedWeight.of(random(200, 512, seed=1), bits, group)
+    x, bias = random(T, 512), random(200, seed=2)
+    expected = x.double() @ weight.whole(torch.float32).double() + bias.double()
+    for fixed in (False, True):
+        ours = ops.quantised_linear(x, weight, bias, fixed=fixed)
+        torch.testing.assert_close(ours.double(), expected, atol=2.0**-3, rtol=2.0**-6)
+    assert torch.equal(ops.quantised_linear(x[:1], weight, bias, fixed=True)[0], ours[0])
 
 
 @pytest.mark.parametrize("T", [1, 3, 16, 64, 300, 2048] if THERE else [3])

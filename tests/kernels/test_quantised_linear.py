@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.gpu.architectures import WEIGHT_ROWS, Architecture
 from kernels.gpu.quantised_linear import whole_weight
-from kernels.quantised_linear import QuantisedWeight
+from kernels.quantised_linear import QuantisedWeight, _packed
 from kernels.table import Backend, ops_for
 from ops.bench.crossover import CARDS, most_rows
 from tests.kernels.conftest import OpsFor, examples
@@ -29,7 +29,7 @@ def test_a_quantised_product_is_the_formula(ops_of: OpsFor):
     @given(
         st.sampled_from([torch.float32, torch.bfloat16]),
         st.sampled_from([1, 2, 16, 17, 70]),
-        st.sampled_from([(64, 32), (512, 128), (192, 64), (96, 96)]),
+        st.sampled_from([(64, 32), (512, 128), (640, 640), (192, 64), (96, 96)]),
         st.sampled_from([16, 63, 130]),
         st.sampled_from([4, 8]),
         st.booleans(),
@@ -135,11 +135,30 @@ def test_the_table_of_rows_is_what_is_counted():
     assert {kind: {bits: most_rows(card, bits) for bits in (4, 8)} for kind, card in CARDS.items()} == WEIGHT_ROWS
 
 
-def test_in_the_fixed_order_a_row_has_the_same_bits_among_any_number():
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_code_becomes_its_number_at_its_place(bits: int, zeros: bool):
+    """In Triton, bf16 and groups of 128, each code less its zero: the identity brings a weight back as it is."""
+    drawn = torch.Generator().manual_seed(bits)
+    low = -(1 << bits - 1) if bits == 8 else 0
+    codes = torch.randint(low, low + (1 << bits), (128, 130), generator=drawn, dtype=torch.int32)
+    codes[:, 0] = torch.arange(128) + low if bits == 8 else torch.arange(128) % 16
+    zero = torch.randint(low, low + (1 << bits) + 1, (1, 130), generator=drawn) if zeros else torch.zeros(1, 130)
+    zero = zero.bfloat16()
+    weight = QuantisedWeight(_packed(codes, bits, 128), torch.ones(1, 130).bfloat16(), zero if zeros else None, bits)
+    assert torch.equal(weight.whole(torch.float32), codes - zero.float())
+    eye = torch.eye(128).bfloat16()
+    for rows in (slice(0, 16), slice(32, 96)):
+        got = ops_for(Backend.TRITON).quantised_linear(eye[rows], weight)
+        assert torch.equal(got.float(), (codes - zero.float())[rows])
+
+
+@pytest.mark.parametrize(("dtype", "group"), [(torch.float32, 64), (torch.bfloat16, 128)])
+def test_in_the_fixed_order_a_row_has_the_same_bits_among_any_number(dtype: torch.dtype, group: int):
     """In Triton, alone, among few and among more than are written out otherwise: how sums are split does not depend on
     the batch."""
     ops = ops_for(Backend.TRITON)
-    x, weight = normal(70, 1024), QuantisedWeight.of(normal(70, 1024, seed=1), 4, 64)  # fp32, which shows every bit
+    x, weight = normal(70, 1024).to(dtype), QuantisedWeight.of(normal(70, 1024, seed=1).to(dtype), 4, group)
     whole = ops.quantised_linear(x, weight, fixed=True)
     for rows in (1, 2, 17):
         assert torch.equal(ops.quantised_linear(x[:rows], weight, fixed=True), whole[:rows])
