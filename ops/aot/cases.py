@@ -222,7 +222,7 @@ QUICK = {
     "sample",
     "quantised_linear, 4 bits, 16 rows",
     "quantised_linear, 8 bits, 64 rows",
-    "quantised_linear, 4 bits written out",
+    "quantised_linear, 4 bits, groups of 32, 16 rows",
     "fp8_linear, rows to FP8",
     "adjust_logits",
     "token_logprobs",
@@ -231,4 +231,4 @@ QUICK = {
     "rms_norm, residual",
 }
 """What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or
-only multiplies elements (gather_rows, write_spans, silu_mul) is left to the full matrix."""
+only multiplies elements (gather_rows, write_spans, silu_mul, a weight written out) is left to the full matrix."""

@@ -40,6 +40,7 @@ def test_every_kernel_compiles_for_every_target(found: Found):
     for part in (0, 2):  # of "case: kernel"
         for name in {one.name.rpartition(": ")[part] for one in found}:
             wanted = everywhere - {"sm_80"} if name in ("fp8_linear, rows to FP8", "rows") else everywhere  # no FP8
+            wanted = everywhere - {"gfx942"} if name == "blocks" else wanted  # made of NVIDIA's instructions
             wanted = {"sm_90"} if "of many rows" in name else wanted  # elsewhere it is launched as with few
             assert {one.target for one in found if one.name.rpartition(": ")[part] == name} == wanted, name
 
