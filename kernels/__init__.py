@@ -5,6 +5,7 @@ errors.py           what it raises
 cpu/                C kernels for CPUs, compiled once a machine
 gpu/                Triton kernels for GPUs, imported only where they run
 linear.py           Linear: owns its weight; packing (later adapters, sharding) lives there alone
+plain_linear.py     the product with a weight in the model's dtype
 narrow_linear.py    and of fewer bits: which operation multiplies it
 write_spans.py      staged changes of the rows' state, all in one operation
 prepare_batch.py    rows to the flat batch: ids, positions, slots, lengths

@@ -62,7 +62,7 @@ def seconds(call: Callable[[], object], runs: int = 20) -> float:
 
 def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     """CALLS calls as a graph, warmed up."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives it no types
     with torch.cuda.stream(stream):
         call()
     torch.cuda.synchronize()
@@ -75,7 +75,7 @@ def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def _took(graph: torch.cuda.CUDAGraph) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # nor this
     begin.record()
     graph.replay()
     end.record()

@@ -49,18 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="what has this in its name")
     parser.add_argument("--json", type=Path, help="where to write; ops/bench/results on a GPU unless given")
     given = parser.parse_args(arguments)
+    how = {"weights": given.weights, "kv_dtype": given.kv_dtype, "deterministic": given.deterministic}
+    if given.system == "transformers" and how != {"weights": "auto", "kv_dtype": "auto", "deterministic": False}:
+        parser.error("--weights, --kv-dtype and --deterministic are this engine's; leave them out with transformers")
     if not torch.cuda.is_available():
         print(_floors(DATA_SHEETS[given.device], given.weights))
         return 0
     ceilings = measured_ceilings()
     print(f"{ceilings.device}: {ceilings.bytes_s / 1e12:.2f} TB/s, {ceilings.flop_s / 1e12:.0f} TFLOP/s, measured\n")
-    how = {"weights": given.weights, "kv_dtype": given.kv_dtype, "deterministic": given.deterministic}
     kept = Kept(given.json or _path(ceilings, given.system, how), ceilings, given.system, how)
     deadline = time.monotonic() + 60 * given.minutes
-    cases = _ours(ceilings, how) if given.system == "slipstream" else _theirs()
-    for name, case in cases:
-        if given.only not in name:
-            continue
+    cases = list(_ours(ceilings, how) if given.system == "slipstream" else _theirs())
+    chosen = [(name, case) for name, case in cases if given.only in name]
+    if not chosen:
+        parser.error(f"--only {given.only!r} is in no name; there are {', '.join(name for name, _ in cases)}")
+    for name, case in chosen:
         if time.monotonic() > deadline:
             print(f"{name}: left out, {given.minutes:g} minutes are over")
             kept.add({"name": name, "left_out": "no time"})

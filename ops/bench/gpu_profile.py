@@ -3,7 +3,7 @@
 Steady decodes of one model at some widths and one context, as `gpu_engine` times them. The device's side comes from
 torch's profiler (graphs tell their kernels one by one), the host's from cProfile, which swells small functions.
 
-Exit codes: 0 profiled, 1 there is no GPU.
+Exit codes: 0 profiled, 1 there is no GPU or too few pages, 2 bad flags.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ LISTED = 22
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench gpu_profile", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", choices=[m.name for m in MODELS], default=MODELS[0].name, help="(%(default)s)")
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 64], help="rows of a step (%(default)s)")
-    parser.add_argument("--context", type=int, default=2048, help="tokens behind each row (%(default)s)")
+    parser.add_argument(
+        "--widths", type=report.at_least_1, nargs="+", default=[1, 64], help="rows of a step (%(default)s)"
+    )
+    parser.add_argument("--context", type=report.at_least_1, default=2048, help="tokens behind each row (%(default)s)")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("gpu_profile: there is no GPU here, and nothing to profile", file=sys.stderr)
@@ -42,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pretend_computed(engine)
     drawn = Random(1)
     for width in given.widths:
+        needed = width * -(-(given.context + ROOM) // engine.config.page_size)
+        if needed > engine.num_free_pages:
+            raise report.BenchError(
+                f"{width} rows of {given.context} take {needed} pages, {engine.num_free_pages} are free"
+            )
         for row in range(width):
             prompt = [drawn.randrange(model.vocab) for _ in range(given.context)]
             engine.add(row, prompt, SequenceParams(ROOM, temperature=0.0))
@@ -86,7 +93,7 @@ def _host(engine: Engine) -> str:
         engine.step()
     profiler.disable()
     rows = []
-    found = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    found = pstats.Stats(profiler).stats  # type: ignore[attr-defined]  # there, but not in the stubs
     for (file, line, name), (_, calls, own, whole, _) in sorted(found.items(), key=lambda item: -item[1][2])[:LISTED]:
         where = f"{'/'.join(file.split('/')[-2:])}:{line} {name}" if line else name
         rows.append([where[:90], f"{calls / STEPS:.1f}", f"{1e6 * own / STEPS:.1f}", f"{1e6 * whole / STEPS:.1f}"])

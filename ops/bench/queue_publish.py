@@ -138,8 +138,8 @@ class _Unmoved:
 def _step_thread_us(jobs: int, steps: int) -> float:
     """CPU between two steps of the engine's loop, with a message about `jobs` tokens on its way."""
     from worker.engine import serve  # torch comes with it
-    from worker.engine.engine import Emission as Emitted
-    from worker.engine.engine import StepOutput
+    from worker.engine.outcome import Emission as Emitted
+    from worker.engine.outcome import StepOutput
 
     emitted = [Emitted(1_000_000 + job, [300 + job % 200]) for job in range(jobs)]
     engine = _Unmoved(StepOutput(emitted, jobs, jobs, 0), steps)

@@ -11,6 +11,7 @@ from kernels.table import Backend
 from tests.engine.conftest import EngineOf
 from tests.models.checkpoints import VOCAB, random_prompts
 from worker.engine import Engine, FinishReason, SequenceParams
+from worker.engine.device_runner import decode_sizes
 
 PROMPTS = random_prompts((5, 40, 17, 90, 3, 33))
 PARAMS = [
@@ -208,3 +209,14 @@ def test_more_stop_ids_than_a_seat_holds_are_barred_all_the_same(engine_of: Engi
     expected = engine_of().generate(PROMPTS[:3], params)
     assert engine_of(**way).generate(PROMPTS[:3], params) == expected
     assert not set(expected[0].token_ids[:5]) & params[0].stop_ids
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 16, 300])
+def test_every_number_of_rows_has_a_size_of_step(max_rows: int):
+    """One row is a step by itself, except where bits count; from 16 rows on padding is half of them at most."""
+    for alone in (True, False):
+        sizes = decode_sizes(max_rows, alone=alone)
+        assert sizes == sorted(set(sizes))
+        assert max_rows <= sizes[-1] < max_rows + 4
+        assert (1 in sizes) == alone
+        assert all(min(size for size in sizes if size >= rows) <= 1.5 * rows for rows in range(16, max_rows + 1))

@@ -13,7 +13,8 @@ from worker.engine.budget import LEAST_CHUNK, TokenBudget
 from worker.engine.config import EngineConfig
 from worker.engine.headroom import Headroom
 from worker.engine.pages import PagePool
-from worker.engine.scheduler import Plan, Scheduler
+from worker.engine.plan import Plan
+from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceParams, State
 
 PAGE = 16

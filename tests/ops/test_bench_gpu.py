@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.bench import gpu_engine
+from ops.bench import gpu_engine, gpu_profile
 from ops.bench.device import Ceilings
 from ops.bench.kernel_cases import LLAMA_8B, QWEN_06B, QWEN_8B, Model
 from ops.bench.models import VOCAB, random_llama
@@ -63,6 +63,25 @@ def test_steps_are_of_decodes_alone_from_the_first_on(cache: Path):
     ]  # fmt: skip
     assert found[-1]["left_out"] == "it takes 60 pages, fewer are free"
     assert all(0 < one["host_share"] <= 1 and one["floor_ms"] > 0 for one in found[:3])
+
+
+def test_flags_that_say_nothing_to_what_runs_are_refused(capsys: pytest.CaptureFixture[str]):
+    """Settings of this engine beside transformers, and widths of no rows: a line that says which, and code 2."""
+    for main, flags, says in (
+        (gpu_engine.main, ["--with", "transformers", "--deterministic"], "--deterministic are this engine's"),
+        (gpu_profile.main, ["--widths", "1", "0"], "at least 1"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(flags)
+        assert ended.value.code == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and would be profiled")
+def test_without_a_gpu_there_is_nothing_to_profile(capsys: pytest.CaptureFixture[str]):
+    """Code 1, and why."""
+    assert gpu_profile.main([]) == 1
+    assert "there is no GPU" in capsys.readouterr().err
 
 
 def test_a_gpu_machine_needs_torch_triton_transformers_and_pytest_alone():

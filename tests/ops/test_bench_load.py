@@ -244,3 +244,14 @@ def test_a_peer_that_dies_says_what_it_said_last(tmp_path: Path):
         Peer("dying", [sys.executable, str(program)])
     with pytest.raises(Wrong, match="does not start"):
         Peer("missing", [str(tmp_path / "nowhere")])
+
+
+def test_a_reader_who_has_enough_takes_no_more_although_guesses_bring_several_at_once(cache: Path):
+    """The random model repeats itself, so guesses hold and a step gives more than is left: the rest is not counted."""
+    engine = Engine.from_pretrained(models.random_llama(cache), max_rows=8, threads=1, step_time_s=None)
+    enough = list(range(20, 36))
+    asked = zip(enough, prompts_of(16, 12), strict=True)
+    run = OnEngine(engine).run([Request(prompt, 200, ends_after=n) for n, prompt in asked])
+    assert engine.stats.accepted_tokens > 0
+    assert list(map(len, run.token_ids)) == enough
+    assert list(map(len, run.times)) == enough

@@ -4,6 +4,9 @@ engine.py     Engine: add, cancel, step, generate; what a step does, from top to
 config.py     EngineConfig: everything that can be set, checked in one place
 sequence.py   SequenceParams, Sequence: its tokens while it is here
 scheduler.py  which sequences run in a step and how many tokens of each; admit and preempt
+plan.py       Plan: what a step is to compute
+outcome.py    what comes out: of a step, of a sequence, counted since the start
+speculation.py  guesses of what comes next, by prompt lookup; whether they pay
 budget.py     how many tokens the next step may take, from what steps have taken
 headroom.py   how many pages admission leaves free
 kv_format.py  what pages hold: the model's dtype, or a smaller one with scales
@@ -27,7 +30,8 @@ serve.py      the engine in a process of its own, behind one connection
 
 from worker.engine import torch_first  # noqa: F401 (before all that imports torch)
 from worker.engine.config import ConfigError, EngineConfig, SlowerBackend
-from worker.engine.engine import Completion, Emission, Engine, StepOutput
+from worker.engine.engine import Engine
+from worker.engine.outcome import Completion, Emission, StepOutput
 from worker.engine.sequence import FinishReason, SequenceParams, Unservable
 
 __all__ = [

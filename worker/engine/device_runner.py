@@ -21,10 +21,10 @@ from kernels.kv_scales import KvScales
 from kernels.table import Ops
 from worker.engine.adjustments import Adjustments, Asked, Logprob, pack
 from worker.engine.devices import Device
+from worker.engine.plan import Plan
 from worker.engine.row_state import STOPS, RowState
 from worker.engine.rows import ladder, places_in
 from worker.engine.runner import Drawn, Read
-from worker.engine.scheduler import Plan
 from worker.engine.sequence import Sequence
 from worker.models.decoder import Decoder
 
@@ -38,8 +38,8 @@ kernel is compiled once more for a tensor that doesn't."""
 def decode_sizes(max_rows: int, *, alone: bool) -> list[int]:
     """The sizes that steps of decodes alone are padded to: from 16 on at most half as much again as there are rows.
     alone: one row may be a step; products of one row have kernels of their own, which fixed orders have no use for."""
-    sizes = [*([1] if alone else []), 4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows, 64)]
-    return [*(size for size in sizes if size < max_rows), _draws(max_rows)]
+    sizes = [4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows, 64)]
+    return [*([1] if alone else []), *(size for size in sizes if size < max_rows), _draws(max_rows)]
 
 
 class DeviceRunner:

@@ -32,11 +32,13 @@ from worker.engine.devices import HostDevice
 from worker.engine.gpu_fit import find_gpu, refuse_fp8_products, refuse_unfit
 from worker.engine.kv_format import KvFormat
 from worker.engine.memory import free_bytes
+from worker.engine.outcome import Completion, Emission, EngineStats, StepOutput
 from worker.engine.pages import PagePool
+from worker.engine.plan import Plan
 from worker.engine.resolve import cpu_dtype, cpu_ops, device_of, gpu_dtype, max_len_of, num_pages_of, stored_weights
 from worker.engine.rows import RowTable
 from worker.engine.runner import Drawn, PlainRunner, Read, Runner
-from worker.engine.scheduler import Plan, Scheduler, SchedulerCounts
+from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, State, refuse_unservable
 from worker.engine.speculation import Speculation
 from worker.engine.weight_form import is_fp8, keep_of, loading_bytes_of, weight_bytes_of, words_of
@@ -46,31 +48,6 @@ from worker.models.decoder import Decoder
 from worker.models.projections import Keep
 
 
-@dataclass(slots=True)  # freezing it would take 0.6 us a token
-class Emission:
-    """What a step gave a sequence: a token, or several, and why it ended if it did. A failed one has an error and none.
-
-    cached_tokens: those of its prompt whose K/V came from the prefix cache. logprobs: its tokens', if it asks for them.
-    """
-
-    id: int
-    token_ids: list[int]
-    reason: FinishReason | None = None
-    error: str | None = None
-    cached_tokens: int = 0
-    logprobs: list[Logprob] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """A step's emissions, and how full the batch was: rows that took part, tokens computed, sequences preempted."""
-
-    emissions: list[Emission]
-    rows: int
-    tokens: int
-    preempted: int
-
-
 @dataclass(frozen=True)
 class _Flight:
     """A step that was launched: who fills pages in it, computed how far, and how to read what was drawn."""
@@ -78,30 +55,6 @@ class _Flight:
     plan: Plan
     filled: list[tuple[Sequence, int]]
     read: Read
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A finished sequence of `generate`."""
-
-    token_ids: list[int]
-    finish_reason: FinishReason
-    error: str | None = None
-    logprobs: list[Logprob] | None = None
-
-
-@dataclass
-class EngineStats(SchedulerCounts):
-    """Counters since the start, the scheduler's among them."""
-
-    steps: int = 0
-    row_steps: int = 0  # rows that took part, summed over steps: row_steps / steps is the mean width
-    computed_tokens: int = 0
-    generated_tokens: int = 0
-    busy_seconds: float = 0.0
-    ran_out_of_memory: int = 0  # steps that did not happen for it
-    waited_s: float = 0.0  # of the busy seconds, those spent waiting for a step to be done
-    longest_step_s: float = 0.0  # while this process computed: one that is stopped or waits is at no step
 
 
 class Engine:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.prepare_batch import FlatBatch
 from kernels.table import Ops
-from worker.engine.scheduler import Plan
+from worker.engine.plan import Plan
 from worker.engine.sequence import Sequence
 
 Place = tuple[Sequence, int]

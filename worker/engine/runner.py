@@ -17,8 +17,8 @@ from torch import Tensor
 from kernels.kv_scales import KvScales
 from worker.engine.adjustments import Adjustments, Asked, Logprob
 from worker.engine.devices import HostDevice
+from worker.engine.plan import Plan
 from worker.engine.rows import Place, RowTable, places_of
-from worker.engine.scheduler import Plan
 from worker.engine.sequence import Sequence
 from worker.models.decoder import Decoder
 

@@ -10,57 +10,19 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
 from operator import attrgetter
 
 from worker.engine.budget import TokenBudget
 from worker.engine.config import EngineConfig
 from worker.engine.headroom import Headroom
+from worker.engine.outcome import SchedulerCounts
 from worker.engine.pages import PagePool
+from worker.engine.plan import Plan
 from worker.engine.prefix import PrefixKeys
 from worker.engine.sequence import Sequence, State
 from worker.engine.speculation import Speculation
 
 _RANK, _PRIORITY = attrgetter("rank"), attrgetter("priority")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A step: how many tokens of each sequence, those with one token first; who was admitted and who preempted.
-
-    drafts     guesses that stand behind a sequence's last token and count among its tokens (speculation.py)
-    caught_up  those of its sequences that are to get a token, in the order of `tokens`
-    grown      those that were given pages beside those they were admitted with
-    """
-
-    tokens: dict[Sequence, int]
-    admitted: list[Sequence]
-    preempted: list[Sequence]
-    drafts: dict[Sequence, list[int]]
-    caught_up: list[Sequence]
-    grown: list[Sequence]
-
-    @property
-    def num_decode(self) -> int:
-        """Sequences in front that add one token."""
-        return list(self.tokens.values()).count(1)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all sequences."""
-        return sum(self.tokens.values())
-
-
-@dataclass
-class SchedulerCounts:
-    """Since the start. cached_tokens / admitted_tokens is the prefix cache's hit rate."""
-
-    preemptions: int = 0
-    admitted_tokens: int = 0  # tokens that sequences had when they were admitted, the last of each left out
-    cached_tokens: int = 0  # those of them whose K/V came from the prefix cache
-    recomputed_tokens: int = 0  # computed once more, because preemption had taken their pages
-    drafted_tokens: int = 0  # guesses that were computed
-    accepted_tokens: int = 0  # those of them that held
 
 
 class Scheduler:
