@@ -3,9 +3,9 @@
 First Llama-3.1-8B over widths and contexts: milliseconds a step in a steady state, against what memory and arithmetic
 allow, and how much of a step the host is busy. Then 256 requests with prompts and outputs uniform in 100 to 1,024 on
 Qwen3-0.6B (the nano-vllm benchmark), and some steps of Qwen3-8B. `--with transformers` runs the same requests there
-instead, in static batches of 64 and with its own continuous batching. `--weights` rounds projections. Results are
-written as they come, so that a run cut short leaves what it has. Without a GPU the floors alone are printed: nothing is
-measured then.
+instead, in static batches of 64 and with its own continuous batching, for `--patience` seconds each. `--weights` rounds
+projections. Results are written as they come, so that a run cut short leaves what it has. Without a GPU the floors
+alone are printed: nothing is measured then.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", choices=FORMS, default="auto", help="what projections are kept as (%(default)s)")
     parser.add_argument("--kv-dtype", choices=("auto", "fp8", "int8"), default="auto", help="of pages (%(default)s)")
     parser.add_argument("--deterministic", action="store_true", help="everything in the fixed order")
+    parser.add_argument("--patience", type=float, help="seconds for each part with transformers (150)")
     parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing new after this (%(default)s)")
     parser.add_argument("--only", default="", help="what has this in its name")
     parser.add_argument("--json", type=Path, help="where to write; ops/bench/results on a GPU unless given")
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how = {"weights": given.weights, "kv_dtype": given.kv_dtype, "deterministic": given.deterministic}
     if given.system == "transformers" and how != {"weights": "auto", "kv_dtype": "auto", "deterministic": False}:
         parser.error("--weights, --kv-dtype and --deterministic are this engine's; leave them out with transformers")
+    if given.system == "slipstream" and given.patience is not None:
+        parser.error("--patience is for --with transformers; leave it out")
     if not torch.cuda.is_available():
         print(_floors(DATA_SHEETS[given.device], given.weights))
         return 0
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{ceilings.device}: {ceilings.bytes_s / 1e12:.2f} TB/s, {ceilings.flop_s / 1e12:.0f} TFLOP/s, measured\n")
     kept = Kept(given.json or _path(ceilings, given.system, how), ceilings, given.system, how)
     deadline = time.monotonic() + 60 * given.minutes
-    cases = list(_ours(ceilings, how) if given.system == "slipstream" else _theirs())
+    cases = list(_ours(ceilings, how) if given.system == "slipstream" else _theirs(given.patience or 150.0))
     chosen = [(name, case) for name, case in cases if given.only in name]
     if not chosen:
         parser.error(f"--only {given.only!r} is in no name; there are {', '.join(name for name, _ in cases)}")
@@ -110,12 +113,12 @@ def _ours(ceilings: Ceilings, how: dict[str, Any]) -> Iterator[tuple[str, Callab
     yield f"{QWEN_8B.name} steps", lambda: _grid(QWEN_8B, ceilings, (1, 64), (2048,), how)
 
 
-def _theirs() -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
+def _theirs(patience_s: float) -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
     from ops.bench import gpu_transformers
 
     sent = requests(QWEN_06B)
-    yield "transformers static 64", lambda: gpu_transformers.static(QWEN_06B, sent, 64)
-    yield "transformers continuous", lambda: [gpu_transformers.continuous(QWEN_06B, sent)]
+    yield "transformers static 64", lambda: gpu_transformers.static(QWEN_06B, sent, 64, patience_s)
+    yield "transformers continuous", lambda: [gpu_transformers.continuous(QWEN_06B, sent, patience_s)]
 
 
 def config_of(model: Model, max_len: int) -> dict[str, Any]:

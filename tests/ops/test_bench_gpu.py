@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.bench import gpu_engine, gpu_profile
+from ops.bench import gpu_engine, gpu_profile, gpu_transformers
 from ops.bench.device import Ceilings
 from ops.bench.kernel_cases import LLAMA_8B, QWEN_06B, QWEN_8B, Model
 from ops.bench.models import VOCAB, random_llama
@@ -65,10 +65,39 @@ def test_steps_are_of_decodes_alone_from_the_first_on(cache: Path):
     assert all(0 < one["host_share"] <= 1 and one["floor_ms"] > 0 for one in found[:3])
 
 
+TINY_QWEN = Model("Qwen3 of nothing", 2, 64, 4, 2, 16, 128, 1000, tied=True)
+
+
+def _some(count: int, limit: int) -> list[tuple[list[int], int]]:
+    return [([1 + row] * (5 + row), limit - row) for row in range(count)]
+
+
+def test_transformers_answers_all_requests_in_static_batches_and_in_its_continuous_ones():
+    """To the token: random weights end no request early."""
+    sent = _some(6, 12)
+    tokens = sum(count for _, count in sent)
+    *batches, whole = gpu_transformers.static(TINY_QWEN, sent, 4, device="cpu")
+    assert [(one["steps"], one["answered"]) for one in batches] == [(12, 4), (8, 2)]
+    for found in (whole, gpu_transformers.continuous(TINY_QWEN, sent, device="cpu")):
+        assert (found["answered"], found["output_tokens"]) == (6, tokens)
+        assert "error" not in found
+
+
+def test_when_patience_ends_with_transformers_the_tokens_so_far_are_the_figure():
+    """Outputs that would take seconds: neither way goes on with them, and neither leaves their tokens out."""
+    sent = _some(3, 5_000)
+    *_, whole = gpu_transformers.static(TINY_QWEN, sent, 3, 0.1, device="cpu")
+    for found in (whole, gpu_transformers.continuous(TINY_QWEN, sent, 0.1, device="cpu")):
+        assert found["answered"] == 0
+        assert 0 < found["output_tokens"] < sum(count for _, count in sent)
+        assert found["tokens_per_s"] == found["output_tokens"] / found["seconds"]
+
+
 def test_flags_that_say_nothing_to_what_runs_are_refused(capsys: pytest.CaptureFixture[str]):
     """Settings of this engine beside transformers, and widths of no rows: a line that says which, and code 2."""
     for main, flags, says in (
         (gpu_engine.main, ["--with", "transformers", "--deterministic"], "--deterministic are this engine's"),
+        (gpu_engine.main, ["--patience", "100"], "--patience is for --with transformers"),
         (gpu_profile.main, ["--widths", "1", "0"], "at least 1"),
     ):
         with pytest.raises(SystemExit) as ended:
