@@ -163,7 +163,16 @@ def attention_workspace_torch(
     def groups(part: Tensor) -> list[_Group]:
         return [_group(batch, rows, query_lens, page_size, kv_heads) for rows in _alike(batch, part, query_lens)]
 
-    return _TorchWorkspace(False, groups(rows[: batch.num_decode]), groups(rows[batch.num_decode :]))
+    decode = _known(batch)
+    return _TorchWorkspace(False, groups(rows[:decode]), groups(rows[decode:]))
+
+
+def _known(batch: FlatBatch) -> int:
+    """How many rows decode. Waits for the device where only that knows."""
+    if batch.num_decode is not None:
+        return batch.num_decode
+    assert batch.decodes is not None
+    return int(batch.decodes)
 
 
 def _alike(batch: FlatBatch, rows: Tensor, query_lens: Tensor) -> Iterator[Tensor]:
@@ -218,7 +227,7 @@ def decode_attention_torch(
     kv_scales: KvScales | None = None,
 ) -> None:
     """Reference: see Attention. Fills out[:num_decode]."""
-    tokens = slice(0, min(batch.num_decode, batch.num_tokens))
+    tokens = slice(0, min(_known(batch), batch.num_tokens))
     _attend(q, kv, batch, workspace, workspace.decode, tokens, out, scale, window, soft_cap, kv_scales)
 
 
@@ -236,7 +245,7 @@ def prefill_attention_torch(
     kv_scales: KvScales | None = None,
 ) -> None:
     """Reference: see Attention. Fills out[num_decode:]."""
-    tokens = slice(batch.num_decode, batch.num_tokens)
+    tokens = slice(_known(batch), batch.num_tokens)
     _attend(q, kv, batch, workspace, workspace.prefill, tokens, out, scale, window, soft_cap, kv_scales)
 
 

@@ -25,7 +25,10 @@ class FlatBatch:
     seq_lens: Tensor  # [R] int64, tokens of the row after this step; 0: a padding row, which stands after all others
     page_table: Tensor  # [R, P] int32, P = pages of the longest row of the batch or more; past a row's pages anything
     logits_index: Tensor  # [L] int64, flat positions whose logits are wanted, then padding (any position)
-    num_decode: int  # rows in front that add one token; in a batch of such rows alone, padding rows too
+    num_decode: (
+        int | None
+    )  # rows in front that add one token, padding rows too where there are no others; None: `decodes`
+    decodes: Tensor | None = None  # [1] int64, how many add one token, where only the device knows
 
     @property
     def num_tokens(self) -> int:
@@ -41,7 +44,8 @@ class PrepareBatch(Protocol):
     page_table  [max_rows, max_pages] int32
     rows        [R] int64, query_lens [R] int64 (>= 1), logits_rows [L] int64 (indices into rows). A negative row is
                 padding, after all others; its query_lens is 0, and its logits are those of any token
-    page_size   tokens a page; num_decode: how many rows in front add exactly one token
+    page_size   tokens a page
+    num_decode  how many rows in front add exactly one token; None: those of one token, which the device counts
     pad_tokens, pad_logits  lengths to pad T and L to: few distinct shapes, so products and graphs are made once
     num_pages   P; None: the pages of the longest row
     out         an earlier batch of the same sizes, whose tensors are filled anew, or None: new tensors
@@ -61,7 +65,7 @@ class PrepareBatch(Protocol):
         /,
         *,
         page_size: int,
-        num_decode: int,
+        num_decode: int | None,
         pad_tokens: int = 0,
         pad_logits: int = 0,
         num_pages: int | None = None,
@@ -79,14 +83,16 @@ def prepare_batch_torch(
     /,
     *,
     page_size: int,
-    num_decode: int,
+    num_decode: int | None,
     pad_tokens: int = 0,
     pad_logits: int = 0,
     num_pages: int | None = None,
     out: FlatBatch | None = None,
 ) -> FlatBatch:
-    """Reference: see PrepareBatch."""
+    """Reference: see PrepareBatch. Counts those of one token itself, and waits for it."""
     R, device = rows.shape[0], rows.device
+    if num_decode is None:
+        num_decode = int((query_lens == 1).sum())
     start = computed[rows]
     padded = R > 0 and int(rows[-1]) < 0
     if padded:

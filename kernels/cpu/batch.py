@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def prepare_batch_in_c(element: str) -> PrepareBatch:
         /,
         *,
         page_size: int,
-        num_decode: int,
+        num_decode: int | None,
         pad_tokens: int = 0,
         pad_logits: int = 0,
         num_pages: int | None = None,
@@ -46,8 +47,8 @@ def prepare_batch_in_c(element: str) -> PrepareBatch:
         """See PrepareBatch."""
         R, wanted = len(rows), len(logits_rows)
         padded = R > 0 and int(rows[-1]) < 0
-        if out is not None or padded:  # what devices need; here nobody asks for it
-            return prepare_batch_torch(
+        if out is not None or padded or num_decode is None:  # what devices need; here nobody asks for it
+            batch = prepare_batch_torch(
                 tokens,
                 computed,
                 page_table,
@@ -61,6 +62,7 @@ def prepare_batch_in_c(element: str) -> PrepareBatch:
                 num_pages=num_pages,
                 out=out,
             )
+            return _without_padding_rows(batch, int((rows >= 0).sum())) if padded else batch
         tables, numbers = (tokens, page_table), (computed, rows, query_lens, logits_rows)
         assert all(x.dtype == torch.int32 and x.is_contiguous() for x in tables)
         assert all(x.dtype == torch.int64 and x.is_contiguous() for x in numbers)
@@ -78,3 +80,15 @@ def prepare_batch_in_c(element: str) -> PrepareBatch:
         return FlatBatch(ids, positions, slots, query_start, seq_lens, pages, index, num_decode)
 
     return prepare_batch
+
+
+def _without_padding_rows(batch: FlatBatch, real: int) -> FlatBatch:
+    """The batch with its first `real` rows alone: C knows no others."""
+    assert batch.num_decode is not None
+    return replace(
+        batch,
+        query_start=batch.query_start[: real + 1],
+        seq_lens=batch.seq_lens[:real],
+        page_table=batch.page_table[:real],
+        num_decode=min(batch.num_decode, real),
+    )

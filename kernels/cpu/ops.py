@@ -214,8 +214,7 @@ class CpuOps:
         self, batch: FlatBatch, kv_shape: tuple[int, ...], heads: int, /, *, deterministic: bool, out: Any = None
     ) -> FlatBatch:
         """See AttentionWorkspace: the batch with its tensors contiguous. There is one order, the fixed one."""
-        real = min(batch.num_decode, batch.num_tokens)  # C knows no padding rows
-        return replace(batch, page_table=batch.page_table.contiguous(), num_decode=real)
+        return replace(batch, page_table=batch.page_table.contiguous())
 
     def decode_attention(
         self, q: Tensor, kv: Tensor, batch: FlatBatch, workspace: Any, out: Tensor, /, **how: Any
@@ -227,7 +226,7 @@ class CpuOps:
         self, q: Tensor, kv: Tensor, batch: FlatBatch, workspace: Any, out: Tensor, /, **how: Any
     ) -> None:
         """See Attention."""
-        self._attend(q, kv, workspace, out, batch.num_decode, len(batch.seq_lens), **how)
+        self._attend(q, kv, workspace, out, workspace.num_decode, len(workspace.seq_lens), **how)
 
     def _attend(
         self,

@@ -1,8 +1,9 @@
 """Attention of decode rows, split over their keys (Flash-Decoding): see kernels/paged_attention.py.
 
 A row's keys are cut in chunks, each a program, and their states are merged first to last by a second kernel. In the
-fast order the device cuts a row into as many chunks as the launch has programs for, none below CHUNK_AT_LEAST keys; in
-the fixed order every chunk is FIXED_CHUNK keys from a multiple of it, in prefill too, and nothing else decides.
+fast order the device cuts a row into as many chunks as there are programs for, none below CHUNK_AT_LEAST keys; in the
+fixed order every chunk is FIXED_CHUNK keys from a multiple of it, in prefill too, and nothing else decides. Where only
+the device knows how many rows decode (a graph of a step with prompts), it shares the programs out among those.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ class Workspace:
 
     architecture: Architecture
     deterministic: bool
+    rows: int  # most rows that decode
+    decodes: Tensor  # [1] int64: how many do; read where `known` is negative
+    known: int  # how many do, padding among them, or -1
     splits: int  # most chunks of a row
-    states: Tensor  # [num_decode, Hq, splits, 2] fp32: top and total
-    partials: Tensor  # [num_decode, Hq, splits, D] fp32
+    programs: int  # for each key head, which rows share; the fixed order cuts every row in `splits`
+    states: Tensor  # [places, Hq, 2] fp32: top and total; a row's chunks lie one behind the other
+    partials: Tensor  # [places, Hq, D] fp32
 
 
 def attention_workspace(
@@ -59,24 +64,27 @@ def attention_workspace(
             f"the Triton attention takes heads of 16 to 256 elements and pages, both in multiples of 16, and query "
             f"heads in multiples of key heads; got D {D}, page size {page_size}, {heads} query and {kv_heads} key heads"
         )
-    device, rows = batch.seq_lens.device, batch.num_decode
+    device, known = batch.seq_lens.device, batch.num_decode
     longest = batch.page_table.shape[1] * page_size
     kind = architecture(device)
+    rows = len(batch.seq_lens) if known is None else known
+    programs = triton.cdiv(LAUNCH_PROGRAMS[kind], kv_heads)
     if deterministic:
         splits = triton.cdiv(longest, FIXED_CHUNK)
+        places = rows * splits
     else:
-        wanted = triton.cdiv(LAUNCH_PROGRAMS[kind], max(1, rows * kv_heads))
-        splits = max(1, min(wanted, MOST_SPLITS, triton.cdiv(longest, CHUNK_AT_LEAST)))
-    shape = (rows, heads, splits)
-    if isinstance(out, Workspace) and out.partials.shape == (*shape, D) and out.deterministic == deterministic:
-        return out
-    return Workspace(
-        kind,
-        deterministic,
-        splits,
-        torch.empty(*shape, 2, dtype=torch.float32, device=device),
-        torch.empty(*shape, D, dtype=torch.float32, device=device),
-    )
+        splits = max(1, min(MOST_SPLITS, triton.cdiv(longest, CHUNK_AT_LEAST)))
+        if known is not None:
+            splits = min(splits, triton.cdiv(programs, max(1, known)))
+        places = min(rows * splits, rows + programs)  # n rows of programs / n chunks, rounded up
+    if isinstance(out, Workspace) and out.partials.shape == (places, heads, D) and out.deterministic == deterministic:
+        states, partials = out.states, out.partials
+    else:
+        states = torch.empty(places, heads, 2, dtype=torch.float32, device=device)
+        partials = torch.empty(places, heads, D, dtype=torch.float32, device=device)
+    decodes = batch.query_start if batch.decodes is None else batch.decodes  # some int64 where it is not read
+    count = -1 if known is None else known
+    return Workspace(kind, deterministic, rows, decodes, count, splits, programs, states, partials)
 
 
 def decode_attention(
@@ -93,8 +101,9 @@ def decode_attention(
     kv_scales: KvScales | None = None,
 ) -> None:
     """See Attention."""
-    rows, heads, splits, D = workspace.partials.shape
+    places, heads, D = workspace.partials.shape
     _, _, kv_heads, page_size, _ = kv.shape
+    rows, known = workspace.rows, workspace.known
     if not rows:
         return
     _check(q, kv, out, kv_scales)
@@ -105,18 +114,19 @@ def decode_attention(
     chunk = FIXED_CHUNK if workspace.deterministic else 0
     group = heads // kv_heads
     common = {"num_warps": launch.warps, "enable_fp_fusion": not workspace.deterministic}
-    _decode[(rows, kv_heads, splits)](
+    shared_out = (workspace.decodes, known, workspace.programs, workspace.splits, CHUNK_AT_LEAST)
+    _decode[(places, kv_heads)](
         q, kv, own, batch.seq_lens, batch.page_table, workspace.states, workspace.partials, out,
         batch.page_table.stride(0), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3),
-        scale * k_scale, window or 0, soft_cap or 0.0, v_scale, splits, CHUNK_AT_LEAST,
+        scale * k_scale, window or 0, soft_cap or 0.0, v_scale, *shared_out,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, M=max(launch.block_m, triton.next_power_of_2(group)),
         D=D, D_PAD=triton.next_power_of_2(D), PAGE=page_size, TILE=launch.tile, CHUNK=chunk,
         WINDOW=window is not None, SOFT_CAP=soft_cap is not None, OWN_SCALES=own is not None,
         num_stages=launch.stages, **common, **EXTRA[workspace.architecture],
     )  # fmt: skip
-    if splits > 1:
+    if workspace.splits > 1:
         _merge_chunks[(rows, heads)](
-            batch.seq_lens, workspace.states, workspace.partials, out, window or 0, v_scale, splits, CHUNK_AT_LEAST,
+            batch.seq_lens, workspace.states, workspace.partials, out, window or 0, v_scale, *shared_out,
             HEADS=heads, D=D, D_PAD=triton.next_power_of_2(D), TILE=launch.tile, CHUNK=chunk,
             WINDOW=window is not None, **{**common, "num_warps": 1},
         )  # fmt: skip
@@ -134,6 +144,20 @@ def _check(q: Tensor, kv: Tensor, out: Tensor, kv_scales: KvScales | None) -> No
 
 
 @triton.jit
+def _shares(decodes_ptr, known, programs, most, CHUNK: tl.constexpr):
+    """(rows that decode, chunks that each may be cut in)."""
+    rows = known
+    if known < 0:
+        rows = tl.load(decodes_ptr).to(tl.int32)
+    if CHUNK > 0:
+        splits = most
+    else:
+        each = tl.maximum(rows, 1)
+        splits = tl.minimum((programs + each - 1) // each, most)
+    return rows, splits
+
+
+@triton.jit
 def _chunks(seq_len, window, splits, at_least, TILE: tl.constexpr, CHUNK: tl.constexpr):
     """(where a row's first chunk begins, keys a chunk, chunks): the same for both kernels below."""
     first = tl.maximum(seq_len - window, 0) * (window > 0)  # the token's own key counts: seq_len - 1 - (window - 1)
@@ -147,15 +171,15 @@ def _chunks(seq_len, window, splits, at_least, TILE: tl.constexpr, CHUNK: tl.con
     return begin, size, (seq_len - begin + size - 1) // size
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "splits", "at_least"])
+@triton.jit(do_not_specialize=["table_stride", "window", "known", "programs", "most", "at_least"])
 def _decode(
     q_ptr,  # [T, HEADS, D]
     kv_ptr,  # [pages, 2, KV_HEADS, PAGE, D], strides below
     scales_ptr,  # [pages, 2, KV_HEADS, PAGE] fp32 or None
     seq_lens_ptr,  # [R] int64
     table_ptr,  # [R, P] int32
-    states_ptr,  # [rows, HEADS, splits, 2] fp32
-    partials_ptr,  # [rows, HEADS, splits, D] fp32
+    states_ptr,  # [places, HEADS, 2] fp32
+    partials_ptr,  # [places, HEADS, D] fp32
     out_ptr,  # [T, HEADS, D]
     table_stride,
     page_stride,
@@ -166,7 +190,10 @@ def _decode(
     window,
     soft_cap,
     v_scale,
-    splits,
+    decodes_ptr,  # [1] int64
+    known,  # rows that decode; negative: decodes
+    programs,  # of a key head
+    most,  # chunks of a row
     at_least,  # keys of a chunk in the fast order
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -181,10 +208,13 @@ def _decode(
     SOFT_CAP: tl.constexpr,
     OWN_SCALES: tl.constexpr,
 ):
-    """Grid (rows, KV_HEADS, splits). Writes a chunk's state, or the row's result where one chunk is all there is."""
-    row = tl.program_id(0).to(tl.int64)
+    """Grid (places, KV_HEADS). Writes a chunk's state, or the row's result where one chunk is all there is."""
+    rows, splits = _shares(decodes_ptr, known, programs, most, CHUNK)
+    row = (tl.program_id(0) // splits).to(tl.int64)
+    split = tl.program_id(0) % splits
     kv_head = tl.program_id(1).to(tl.int64)
-    split = tl.program_id(2)
+    if row >= rows:
+        return
     seq_len = tl.load(seq_lens_ptr + row).to(tl.int32)
     begin, size, count = _chunks(seq_len, window, splits, at_least, TILE, CHUNK)
     if split >= count:
@@ -210,21 +240,24 @@ def _decode(
         total = tl.where(total > 0, total, 1.0)  # rows of the tile beyond the group saw nothing
         tl.store(out_ptr + at, (acc / total[:, None] * v_scale).to(out_ptr.dtype.element_ty), mask=real)
     else:
-        chunk = (row * HEADS + heads) * splits + split  # [M]
+        chunk = tl.program_id(0).to(tl.int64) * HEADS + heads  # [M]
         tl.store(states_ptr + chunk * 2, top, mask=query < GROUP)
         tl.store(states_ptr + chunk * 2 + 1, total, mask=query < GROUP)
         tl.store(partials_ptr + chunk[:, None] * D + place[None, :], acc, mask=real)
 
 
-@triton.jit(do_not_specialize=["window", "splits", "at_least"])
+@triton.jit(do_not_specialize=["window", "known", "programs", "most", "at_least"])
 def _merge_chunks(
     seq_lens_ptr,  # [R] int64
-    states_ptr,  # [rows, HEADS, splits, 2] fp32
-    partials_ptr,  # [rows, HEADS, splits, D] fp32
+    states_ptr,  # [places, HEADS, 2] fp32
+    partials_ptr,  # [places, HEADS, D] fp32
     out_ptr,  # [T, HEADS, D]
     window,
     v_scale,
-    splits,
+    decodes_ptr,  # [1] int64
+    known,
+    programs,
+    most,
     at_least,  # keys of a chunk in the fast order
     HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -236,18 +269,21 @@ def _merge_chunks(
     """Grid (rows, HEADS): the states of a row's chunks, merged first to last, in fp32."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
+    rows, splits = _shares(decodes_ptr, known, programs, most, CHUNK)
+    if row >= rows:
+        return
     seq_len = tl.load(seq_lens_ptr + row).to(tl.int32)
     _, _, count = _chunks(seq_len, window, splits, at_least, TILE, CHUNK)
     if count <= 1:
         return
-    base = (row * HEADS + head) * splits
+    base = row * splits * HEADS + head
     place = tl.arange(0, D_PAD)
     inside = place < D
     top = tl.load(states_ptr + base * 2)
     total = tl.load(states_ptr + base * 2 + 1)
     acc = tl.load(partials_ptr + base * D + place, mask=inside, other=0.0)  # [D_PAD]
     for split in tl.range(1, count):
-        chunk = base + split
+        chunk = base + split * HEADS
         more = tl.load(partials_ptr + chunk * D + place, mask=inside, other=0.0)
         top, total, acc = merge(
             top, total, acc, tl.load(states_ptr + chunk * 2), tl.load(states_ptr + chunk * 2 + 1), more

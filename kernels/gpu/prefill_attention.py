@@ -34,8 +34,8 @@ def prefill_attention(
     """See Attention."""
     T, heads, D = q.shape
     _, _, kv_heads, page_size, _ = kv.shape
-    rows, decode = batch.seq_lens.shape[0], batch.num_decode
-    if rows <= decode:
+    rows, known = batch.seq_lens.shape[0], workspace.known
+    if rows <= known:
         return
     _check(q, kv, out, kv_scales)
     table = FIXED_ATTENTION if workspace.deterministic else PREFILL_ATTENTION
@@ -45,11 +45,12 @@ def prefill_attention(
     group = heads // kv_heads
     M = max(launch.block_m, triton.next_power_of_2(group))
     tokens = M // group  # of a block
+    decode = max(0, known)
     blocks = (T - decode) // tokens + rows - decode  # one more a row than whole blocks at most
     _prefill[(blocks, kv_heads)](
-        q, kv, own, batch.query_start, batch.seq_lens, batch.page_table, out,
+        q, kv, own, workspace.decodes, batch.query_start, batch.seq_lens, batch.page_table, out,
         batch.page_table.stride(0), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3),
-        scale * k_scale, window or 0, soft_cap or 0.0, v_scale, decode, rows,
+        scale * k_scale, window or 0, soft_cap or 0.0, v_scale, known, rows,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, TOKENS=tokens, M=M, D=D, D_PAD=triton.next_power_of_2(D),
         PAGE=page_size, TILE=launch.tile, CHUNK=FIXED_CHUNK if workspace.deterministic else 0,
         WINDOW=window is not None, SOFT_CAP=soft_cap is not None, OWN_SCALES=own is not None,
@@ -58,11 +59,12 @@ def prefill_attention(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "decode_rows", "rows"])
+@triton.jit(do_not_specialize=["table_stride", "window", "known", "rows"])
 def _prefill(
     q_ptr,  # [T, HEADS, D]
     kv_ptr,  # [pages, 2, KV_HEADS, PAGE, D], strides below
     scales_ptr,  # [pages, 2, KV_HEADS, PAGE] fp32 or None
+    decodes_ptr,  # [1] int64
     query_start_ptr,  # [R + 1] int64
     seq_lens_ptr,  # [R] int64
     table_ptr,  # [R, P] int32
@@ -76,7 +78,7 @@ def _prefill(
     window,
     soft_cap,
     v_scale,
-    decode_rows,
+    known,  # rows that decode; negative: decodes
     rows,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -95,6 +97,11 @@ def _prefill(
     """Grid (blocks, KV_HEADS). Row r's blocks begin at (query_start[r] - query_start[first]) // TOKENS + r - first."""
     block = tl.program_id(0)
     kv_head = tl.program_id(1).to(tl.int64)
+    decode_rows = known
+    if known < 0:
+        decode_rows = tl.load(decodes_ptr).to(tl.int32)
+        if decode_rows >= rows:
+            return
     base = tl.load(query_start_ptr + decode_rows)
     low, high = decode_rows, rows - 1  # the last row whose blocks begin at `block` or before
     while low < high:

@@ -25,7 +25,7 @@ def prepare_batch(
     /,
     *,
     page_size: int,
-    num_decode: int,
+    num_decode: int | None,
     pad_tokens: int = 0,
     pad_logits: int = 0,
     num_pages: int | None = None,
@@ -43,6 +43,7 @@ def prepare_batch(
     _prepare_batch[(R + 1 + triton.cdiv(L, LOGITS),)](
         tokens, computed, page_table, rows, query_lens, logits_rows,
         out.input_ids, out.positions, out.slot_mapping, out.query_start, out.seq_lens, out.page_table, out.logits_index,
+        out.decodes,
         tokens.stride(0), page_table.stride(0), out.page_table.stride(0), R, out.input_ids.shape[0],
         logits_rows.shape[0], L,
         PAGE=page_size, ROWS=triton.next_power_of_2(R), BLOCK=BLOCK, LOGITS=LOGITS, num_warps=4, enable_fp_fusion=False,
@@ -63,6 +64,7 @@ def _empty(R: int, T: int, L: int, P: int, device: torch.device) -> FlatBatch:
         page_table=numbers(R, P, dtype=torch.int32),
         logits_index=numbers(L),
         num_decode=0,
+        decodes=numbers(1),
     )
 
 
@@ -81,6 +83,7 @@ def _prepare_batch(
     seq_lens_ptr,  # [R] int64
     pages_ptr,  # [R, P] int32
     logits_index_ptr,  # [L] int64
+    decodes_ptr,  # [1] int64: how many rows add one token
     tokens_stride,
     table_stride,
     pages_stride,
@@ -107,6 +110,7 @@ def _prepare_batch(
         tl.store(seq_lens_ptr + program, done + count)
         if program == 0:
             tl.store(query_start_ptr, count * 0)
+            tl.store(decodes_ptr, tl.sum((lens == 1).to(tl.int64), 0))
         for start in tl.range(0, count.to(tl.int32), BLOCK):
             at = start + tl.arange(0, BLOCK)
             inside = at < count

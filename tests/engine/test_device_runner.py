@@ -11,7 +11,7 @@ from kernels.table import Backend
 from tests.engine.conftest import EngineOf
 from tests.models.checkpoints import VOCAB, random_prompts
 from worker.engine import Engine, FinishReason, SequenceParams
-from worker.engine.device_runner import decode_sizes
+from worker.engine.step_shape import decode_sizes
 
 PROMPTS = random_prompts((5, 40, 17, 90, 3, 33))
 PARAMS = [

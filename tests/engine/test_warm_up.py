@@ -52,8 +52,8 @@ with torch.inference_mode():
     decoder = Decoder(RandomWeights(torch.device("cpu"), tied=True), shape, ops, torch.bfloat16, max_len=512,
         deterministic=False, keep=Keep(sys.argv[1]))
     kv = torch.zeros(2, 60, 2, 2, 16, 32, dtype=torch.bfloat16)
-    runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, 512, exact_noise=False)
-    warm = {launch.key for launch in record(lambda: runner.warm_up(config.tokens_a_step("cuda")), Architecture.SM_90)}
+    runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, 512, config.token_budget, exact_noise=False)
+    warm = {launch.key for launch in record(runner.warm_up, Architecture.SM_90)}
 engine = Engine(decoder, ops, config, kv, runner, 512, ahead=True)
 drawn = Random(1)
 

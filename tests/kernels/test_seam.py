@@ -156,7 +156,7 @@ def test_a_batch_goes_into_the_tensors_of_an_earlier_one():
     expected = _prepare(ops, counts(1, 2), counts(1, 2), pad_tokens=4, num_pages=3)
     got = _prepare(ops, counts(1, 2), counts(1, 2), pad_tokens=4, num_pages=3, out=earlier)
     assert got.num_decode == 1
-    for field in fields(FlatBatch)[:-1]:
+    for field in fields(FlatBatch)[:7]:
         assert getattr(got, field.name) is getattr(earlier, field.name)
         assert torch.equal(getattr(got, field.name), getattr(expected, field.name)), field.name
 

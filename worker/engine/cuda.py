@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engine.devices import Fetched
+from worker.engine.devices import Fetched, Run
+from worker.engine.step_shape import StepShape
 
-Run = Callable[[int], Tensor | None]
 _LEAST_WORDS = 1 << 14  # of a pinned buffer
 
 
@@ -52,7 +52,8 @@ class CudaDevice:
 
     def __init__(self) -> None:
         self._out, self._in = _Pinned(torch.int32), _Pinned(torch.int64)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor | None]] = {}
+        self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._captures = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def upload(self, values: NDArray[Any]) -> Tensor:
         """See Device. values int32."""
@@ -64,19 +65,18 @@ class CudaDevice:
         buffer.copied.record()
         return there
 
-    def fetch(self, result: Tensor | None) -> Fetched:
+    def fetch(self, result: Tensor) -> Fetched:
         """See Device. result int64."""
-        count = 0 if result is None else result.numel()
+        count = result.numel()
         buffer = self._in.take(count)
         buffer.is_free = False
-        if result is not None:
-            buffer.memory[:count].copy_(result.reshape(-1), non_blocking=True)
+        buffer.memory[:count].copy_(result.reshape(-1), non_blocking=True)
         buffer.copied.record()
 
-        def wait() -> Tensor | None:
+        def wait() -> Tensor:
             buffer.copied.synchronize()
             buffer.is_free = True
-            return None if result is None else buffer.memory[:count].view(result.shape).clone()
+            return buffer.memory[:count].view(result.shape).clone()
 
         return wait
 
@@ -85,11 +85,11 @@ class CudaDevice:
         """Steps that are kept as graphs."""
         return len(self._graphs)
 
-    def decode(self, size: int, run: Run) -> Tensor | None:
+    def run(self, shape: StepShape, run: Run) -> Tensor:
         """See Device."""
-        if size not in self._graphs:
-            return run(size)
-        graph, result = self._graphs[size]
+        if shape not in self._graphs:
+            return run(shape)
+        graph, result = self._graphs[shape]
         graph.replay()
         return result
 
@@ -98,17 +98,22 @@ class CudaDevice:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
-    def capture(self, sizes: Items[int], run: Run) -> None:
-        """Keep run(size) as a graph for each of `sizes`, the largest first, whose pool has memory for all others."""
-        stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-        for size in sorted(sizes, reverse=True):
-            with torch.cuda.stream(stream):
-                run(size)  # libraries set themselves up, which a capture may not hold
-            torch.cuda.synchronize()
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Within it, run all that is to be captured: libraries set themselves up, which a capture may not hold."""
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._captures):
+            yield
+        torch.cuda.synchronize()
+
+    def capture(self, shapes: Items[StepShape], run: Run) -> None:
+        """Keep run(shape) as a graph for each, that of the most tokens first, whose pool has memory for all others."""
+        pool = torch.cuda.graph_pool_handle()
+        for shape in sorted(shapes, key=lambda shape: shape.tokens, reverse=True):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
-                result = run(size)
-            self._graphs[size] = graph, result
+            with torch.cuda.graph(graph, pool=pool, stream=self._captures):
+                result = run(shape)
+            self._graphs[shape] = graph, result
         torch.cuda.synchronize()
 
 
@@ -124,13 +129,13 @@ class MemoryFigures:
     pages: int  # what is left for K/V
 
 
-def measured_memory(share: float, most_tokens: Callable[[], object], most_rows: Callable[[], object]) -> MemoryFigures:
-    """Run a step of the most tokens and one of the most decodes, and see what they leave for pages of K/V.
+def measured_memory(share: float, largest: Callable[[], object], captured: Callable[[], object]) -> MemoryFigures:
+    """Run the largest step as it is, and as a graph holds it, and see what they leave for pages of K/V.
 
     share: of the GPU's memory that may be taken, other processes' included.
     """
     weights = torch.cuda.memory_allocated()
-    peak, graphs = _peak(most_tokens), _peak(most_rows)
+    peak, graphs = _peak(largest), _peak(captured)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     kept = int((1.0 - share) * total)

@@ -1,9 +1,9 @@
 """DeviceRunner: rows stay on the device and a drawn token goes straight into its row, so that the next step can be
 launched before the host has read this one's tokens.
 
-A step of decodes alone is padded to one of a short ladder of sizes, all of whose inputs lie in fixed places: a device
-may keep it as a graph. Others (chunks of prompts beside decodes) run one operation at a time. Whether there is a GPU is
-the Device's matter (devices.py): on a CPU the same steps run with nothing to capture and nothing to wait for.
+Every step is padded to one of some shapes (step_shape.py), and all its inputs lie in fixed places: a device may keep it
+as a graph. Whether there is a GPU is the Device's matter (devices.py): on a CPU the same steps run with nothing to
+capture and nothing to wait for.
 """
 
 from __future__ import annotations
@@ -23,23 +23,13 @@ from worker.engine.adjustments import Adjustments, Asked, Logprob, pack
 from worker.engine.devices import Device
 from worker.engine.plan import Plan
 from worker.engine.row_state import STOPS, RowState
-from worker.engine.rows import ladder, places_in
+from worker.engine.rows import places_in
 from worker.engine.runner import Drawn, Read
 from worker.engine.sequence import Sequence
+from worker.engine.step_shape import DRAWS, StepShape, step_shapes
 from worker.models.decoder import Decoder
 
 Banned = tuple[Tensor, Tensor]
-
-_DRAWS = 4
-"""Draws of a step are padded to a multiple of this, so that columns of their values begin at multiples of 16 bytes: a
-kernel is compiled once more for a tensor that doesn't."""
-
-
-def decode_sizes(max_rows: int, *, alone: bool) -> list[int]:
-    """The sizes that steps of decodes alone are padded to: from 16 on at most half as much again as there are rows.
-    alone: one row may be a step; products of one row have kernels of their own, which fixed orders have no use for."""
-    sizes = [4, 8, 16, 24, 32, 48, *range(64, 257, 32), *range(320, max_rows, 64)]
-    return [*([1] if alone else []), *(size for size in sizes if size < max_rows), _draws(max_rows)]
 
 
 class DeviceRunner:
@@ -53,24 +43,28 @@ class DeviceRunner:
         kv: Tensor,
         max_rows: int,
         max_len: int,
+        most_tokens: int,
         *,
         exact_noise: bool,
         kv_scales: KvScales | None = None,
     ) -> None:
-        """kv [layers, pages, 2, Hkv, page_size, D] and its scales as Decoder.forward takes them."""
+        """kv [layers, pages, 2, Hkv, page_size, D] and its scales, as Decoder.forward takes them; most_tokens a step."""
         self._decoder, self._ops, self._device = decoder, ops, device
         self.kv, self.kv_scales = kv, kv_scales
         self._page_size, self._max_len, self._exact_noise = kv.shape[4], max_len, exact_noise
         self._max_pages = -(-max_len // self._page_size)
-        self.sizes = decode_sizes(max_rows, alone=not exact_noise)
-        self.state = RowState(self.sizes[-1] + 1, max_len, self._max_pages, kv.device)
-        self._max_rows, self._pages_there = max_rows, [0] * max_rows
+        self._decodes, self._others = step_shapes(max_rows, most_tokens, alone=not exact_noise)
+        self.largest = self._others[-1]
+        self.state = RowState(self.largest.rows + 1, max_len, self._max_pages, kv.device)
+        self._pages_there = [0] * max_rows
         vocab_size, where = decoder.config.vocab_size, kv.device
-        self._logits = torch.empty(self.sizes[-1], vocab_size, dtype=decoder.dtype, device=where)  # of the latest step
-        self._adjustments = Adjustments(ops, self.state.nobody + 1, vocab_size, device, where, padded_to=_DRAWS)
+        self._logits = torch.empty(
+            self.largest.rows, vocab_size, dtype=decoder.dtype, device=where
+        )  # of the latest step
+        self._adjustments = Adjustments(ops, self.state.nobody + 1, vocab_size, device, where, padded_to=DRAWS)
         self._adjustments.take_memory()
         self._barred_wide = set[int]()  # seats that bar more stop ids than they hold
-        self._decodes: tuple[bytes, bytes] | None = None  # rows and draws whose decode step is staged or in its place
+        self._placed: tuple[bytes, bytes] | None = None  # rows and draws whose decode step is staged or in its place
 
     def launch(self, plan: Plan) -> Read:
         """See Runner."""
@@ -79,39 +73,27 @@ class DeviceRunner:
         for sequence in plan.grown:
             self._write_new_pages(sequence)
         rows = np.array([s.row for s in plan.tokens], np.int64)
-        chosen, num_decode = places_in(plan), plan.num_decode
-        banned = self._wide_bans(plan.caught_up) if self._barred_wide else None
+        chosen = places_in(plan)
         outputs = [(s, s.num_output) for s in plan.caught_up] if self._adjustments.are_asked else []
-        if num_decode == len(rows) <= self.sizes[-1] and banned is None:
-            return self._launch_decodes(rows, chosen, self._adjustments.of(outputs, chosen.tolist()))
-        lens = np.array(list(plan.tokens.values()), np.int64)
-        L = _draws(len(chosen))
-        self._stage(rows, lens, len(rows), _padded(chosen, L, 0), _padded(rows[chosen], L, self.state.nobody))
+        asked = self._adjustments.of(outputs, chosen.tolist())
+        if plan.num_decode == len(rows):
+            shape = next(shape for shape in self._decodes if shape.rows >= len(rows))
+            inputs = rows.tobytes(), chosen.tobytes()
+            if inputs != self._placed:  # as a rule the step before was of the same rows
+                self._stage(shape, rows, np.ones_like(rows), chosen)
+                self._placed = inputs
+        else:
+            shape = next(shape for shape in self._others if shape.tokens >= plan.num_tokens)
+            self._stage(shape, rows, np.array(list(plan.tokens.values()), np.int64), chosen)
         self._flush()
-        result = self.run(len(rows), ladder(plan.num_tokens), L, num_decode, banned)
-        return self._read(result, np.arange(len(chosen)), self._adjustments.of(outputs))
+        banned = self._wide_bans(plan.caught_up, chosen) if self._barred_wide else None
+        result = self._device.run(shape, self.run) if banned is None else self.run(shape, banned)
+        return self._read(result, chosen, asked)
 
-    def _launch_decodes(self, rows: NDArray[np.int64], chosen: NDArray[np.int64], asked: Asked | None) -> Read:
-        """A step of decodes alone, padded. A prompt whose chunk is one token has its draw sent to nobody's seat."""
-        size = next(size for size in self.sizes if size >= len(rows))
-        inputs = rows.tobytes(), chosen.tobytes()
-        if inputs != self._decodes:  # as a rule the step before was of the same rows
-            L = _draws(size)
-            sampled = np.full(L, self.state.nobody)
-            sampled[chosen] = rows[chosen]
-            self._stage(rows, np.ones_like(rows), size, np.minimum(np.arange(L), size - 1), sampled)
-            self._decodes = inputs
-        self._flush()
-        return self._read(self._device.decode(size, self.run_decodes), chosen, asked)
-
-    def run_decodes(self, size: int) -> Tensor | None:
-        """Compute a step of `size` decodes, padding among them, from the inputs in their places."""
-        return self.run(size, size, _draws(size), size, None)
-
-    def run(self, R: int, T: int, L: int, num_decode: int, banned: Banned | None) -> Tensor | None:
-        """Compute a step from the inputs in their places: R rows, T tokens, L draws. Returns [2, L] int64: the ids and
-        whether their logits are finite; None without draws. No call here may wait for the device."""
-        state = self.state
+    def run(self, shape: StepShape, banned: Banned | None = None) -> Tensor:
+        """Compute a step from the inputs in their places. Returns [2, draws] int64: ids, and whether their logits are
+        finite. No call here may wait for the device."""
+        state, R, L = self.state, shape.rows, shape.draws
         batch = self._ops.prepare_batch(
             state.tokens,
             state.computed,
@@ -120,15 +102,15 @@ class DeviceRunner:
             state.lens[:R],
             state.logits_rows[:L],
             page_size=self._page_size,
-            num_decode=num_decode,
-            pad_tokens=T,
+            num_decode=R if shape.decodes else None,
+            pad_tokens=shape.tokens,
             pad_logits=L,
             num_pages=self._max_pages,
         )
         scales = () if self.kv_scales is None else (self.kv_scales,)
-        logits = self._decoder.forward(batch, self.kv, *scales, out=self._logits[:L] if L else None)
+        logits = self._decoder.forward(batch, self.kv, *scales, out=self._logits[:L])
         state.computed.index_add_(0, state.owners[:R], state.lens[:R])
-        return self._draw(logits, state.sampled[:L], banned) if L else None
+        return self._draw(logits, state.sampled[:L], banned)
 
     def _draw(self, logits: Tensor, seats: Tensor, banned: Banned | None) -> Tensor:
         """Sample a token for each of seats [L], write it behind the seat's others, and give [2, L]: see run."""
@@ -169,30 +151,28 @@ class DeviceRunner:
 
     def rest(self) -> None:
         """Let a step's inputs be padding alone: any step may be run then, and does nothing to anyone."""
-        nothing, size = np.zeros(0, np.int64), self.sizes[-1]
-        self._stage(nothing, nothing, size, np.zeros(size, np.int64), np.full(size, self.state.nobody))
+        nothing = np.zeros(0, np.int64)
+        self._stage(self.largest, nothing, nothing, nothing)
+        self.state.stage_input("logits_rows", np.zeros(self.largest.draws, np.int64))  # which every shape has
         self._flush()
 
-    def warm_up(self, most_tokens: int) -> None:
-        """Run steps of every kind that compiles something of its own, over padding: all widths, with and without
-        decodes, and with as many tokens as there will be."""
-        self.rest()
-        widths = [1 << at for at in range((self._max_rows - 1).bit_length() + 1)]
-        for width in widths:
-            for decodes in sorted({0, width // 2}):
-                self.run(width, ladder(width), _DRAWS, decodes, None)
-        for size in self.sizes:
-            self.run_decodes(size)
-        for tokens in (1 << at for at in range(most_tokens.bit_length())):  # products differ by how many rows they have
-            self.run(self._max_rows, ladder(tokens), _DRAWS, 0, None)
-        self.run_most_tokens(most_tokens)
+    @property
+    def shapes(self) -> list[StepShape]:
+        """All that steps are padded to."""
+        return [*self._decodes, *self._others]
 
-    def run_most_tokens(self, most_tokens: int) -> None:
+    def warm_up(self) -> None:
+        """Run steps of every shape, over padding, so that all is compiled."""
+        self.rest()
+        for shape in self.shapes:
+            self.run(shape)
+        self.run_largest()
+
+    def run_largest(self) -> None:
         """A step that takes the most memory a step may take, over padding (after `rest`)."""
-        result = self.run(self._max_rows, ladder(most_tokens), self.sizes[-1], self._max_rows // 2, None)
-        assert result is not None
+        result = self.run(self.largest)
         for logprobs in (0, 1):
-            self._adjust(result, self._adjustments.everything(self.sizes[-1], logprobs))
+            self._adjust(result, self._adjustments.everything(self.largest.draws, logprobs))
 
     def appended(self, sequences: Items[Sequence]) -> None:
         """See Runner: the step that drew them has written them."""
@@ -201,25 +181,19 @@ class DeviceRunner:
         """See Runner."""
         self._device.relieve()
         self.state.forget_staged()
-        self._decodes = None
+        self._placed = None
         for sequence in sequences:
             self._write(sequence)
 
-    def _read(self, result: Tensor | None, places: NDArray[np.int64], asked: Asked | None) -> Read:
+    def _read(self, result: Tensor, places: NDArray[np.int64], asked: Asked | None) -> Read:
         """The draws at `places` of a result, once it is there, and what they ask for."""
-        if result is None or asked is None:
+        if asked is None:
             fetched = self._device.fetch(result)
-
-            def read() -> list[Drawn]:
-                got = fetched()
-                return [] if got is None else _drawn(got, places, repeat(None))
-
-            return read
+            return lambda: _drawn(fetched(), places, repeat(None))
         L, fetched = result.shape[1], self._device.fetch(self._adjust(result, asked))
 
         def read_all() -> list[Drawn]:
             got = fetched()
-            assert got is not None
             told = asked.spread(asked.unpack(got[2 * L :]), L)
             return _drawn(got[: 2 * L].view(2, L), places, [told[at] for at in places])
 
@@ -259,19 +233,17 @@ class DeviceRunner:
             self._pages_there[seat] = len(pages)
 
     def _stage(
-        self,
-        rows: NDArray[np.int64],
-        lens: NDArray[np.int64],
-        R: int,
-        logits_rows: NDArray[np.int64],
-        sampled: NDArray[np.int64],
+        self, shape: StepShape, rows: NDArray[np.int64], lens: NDArray[np.int64], chosen: NDArray[np.int64]
     ) -> None:
-        """Stage a step's inputs, its rows padded to R."""
-        self._decodes = None
+        """Stage a step's inputs, padded; `chosen` of its rows keep what is drawn, others' goes to nobody's seat."""
+        self._placed = None
+        nobody, R, L = self.state.nobody, shape.rows, shape.draws
+        sampled = np.full(L, nobody)
+        sampled[chosen] = rows[chosen]
         self.state.stage_input("rows", _padded(rows, R, -1))
-        self.state.stage_input("owners", _padded(rows, R, self.state.nobody))
+        self.state.stage_input("owners", _padded(rows, R, nobody))
         self.state.stage_input("lens", _padded(lens, R, 0))
-        self.state.stage_input("logits_rows", logits_rows)
+        self.state.stage_input("logits_rows", np.minimum(np.arange(L), R - 1))
         self.state.stage_input("sampled", sampled)
 
     def _flush(self) -> None:
@@ -286,21 +258,17 @@ class DeviceRunner:
         params, vocab = sequence.params, self._decoder.config.vocab_size
         return [t for t in params.stop_ids if 0 <= t < vocab] if params.min_tokens and not params.is_redrawn else []
 
-    def _wide_bans(self, sampled: Items[Sequence]) -> Banned | None:
+    def _wide_bans(self, sampled: Items[Sequence], draws: NDArray[np.int64]) -> Banned | None:
         """Stop ids of sequences that may not end yet and have more of them than a seat holds, as (draw, token)."""
         pairs: list[tuple[int, int]] = []
-        for at, sequence in enumerate(sampled):
+        for at, sequence in zip(draws.tolist(), sampled, strict=True):
             if sequence.params.min_tokens and sequence.num_output < sequence.params.min_tokens:
                 stops = self._stops(sequence)
                 pairs += [(at, token) for token in stops] if len(stops) > STOPS else []
         if not pairs:
             return None
-        draws, tokens = self._device.upload(np.array(pairs, np.int32).T.copy()).long()
-        return draws, tokens
-
-
-def _draws(count: int) -> int:
-    return -(-count // _DRAWS) * _DRAWS
+        at, tokens = self._device.upload(np.array(pairs, np.int32).T.copy()).long()
+        return at, tokens
 
 
 def _drawn(result: Tensor, places: NDArray[np.int64], told: Iterable[Logprob | None]) -> list[Drawn]:

@@ -9,7 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Fetched = Callable[[], Tensor | None]
+from worker.engine.step_shape import StepShape
+
+Run = Callable[[StepShape], Tensor]
+Fetched = Callable[[], Tensor]
 """Waits for a result and gives it in the host's memory."""
 
 
@@ -20,13 +23,12 @@ class Device(Protocol):
         """A copy on the device."""
         ...
 
-    def fetch(self, result: Tensor | None) -> Fetched:
-        """Have a step's result brought over, and say how to get it; None: there is none, but the step is to be waited
-        for all the same."""
+    def fetch(self, result: Tensor) -> Fetched:
+        """Have a step's result brought over, and say how to get it."""
         ...
 
-    def decode(self, size: int, run: Callable[[int], Tensor | None]) -> Tensor | None:
-        """run(size), or a graph of it."""
+    def run(self, shape: StepShape, run: Run) -> Tensor:
+        """run(shape), or a graph of it."""
         ...
 
     def relieve(self) -> None:
@@ -41,13 +43,13 @@ class HostDevice:
         """See Device."""
         return torch.from_numpy(values)
 
-    def fetch(self, result: Tensor | None) -> Fetched:
+    def fetch(self, result: Tensor) -> Fetched:
         """See Device."""
         return lambda: result
 
-    def decode(self, size: int, run: Callable[[int], Tensor | None]) -> Tensor | None:
+    def run(self, shape: StepShape, run: Run) -> Tensor:
         """See Device."""
-        return run(size)
+        return run(shape)
 
     def relieve(self) -> None:
         """See Device: the CPU's allocator keeps nothing."""

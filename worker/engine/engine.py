@@ -133,7 +133,8 @@ class Engine:
             runner: Runner
             how = {"exact_noise": config.deterministic, "kv_scales": scales}
             if config.device_rows or config.ahead:
-                runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, max_len, **how)
+                most = config.tokens_a_step("cpu")
+                runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, max_len, most, **how)
             else:
                 rows = RowTable(ops, config.max_rows, max_len, config.page_size)
                 runner = PlainRunner(decoder, rows, kv, **how)

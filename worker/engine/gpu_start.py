@@ -1,8 +1,8 @@
 """What an engine runs with on a GPU: weights, pages, rows, graphs; made in the order in which they need memory.
 
 The pages of K/V take what is left once the weights lie there and the largest steps have shown what they take beside.
-Then everything that compiles is run once over padding, and steps of decodes alone are captured. The figures tell what
-each part takes.
+Then everything that compiles is run once over padding, and steps of all shapes are captured. The figures tell what each
+part takes.
 """
 
 from __future__ import annotations
@@ -76,23 +76,21 @@ def start(
 
     device, (one_page, its_scales) = CudaDevice(), made(1)
     how = {"exact_noise": config.deterministic}
-    runner = DeviceRunner(decoder, ops, device, one_page, config.max_rows, max_len, **how, kv_scales=its_scales)
+    sizes = config.max_rows, max_len, config.tokens_a_step("cuda")
+    runner = DeviceRunner(decoder, ops, device, one_page, *sizes, **how, kv_scales=its_scales)
     runner.rest()
-    runner.run_most_tokens(config.tokens_a_step("cuda"))  # compiles; what it takes is measured once it is warm
+    runner.run_largest()  # compiles; what it takes is measured once it is warm
     done("first step")
-    memory = measured_memory(
-        config.memory_share,
-        lambda: runner.run_most_tokens(config.tokens_a_step("cuda")),
-        lambda: runner.run_decodes(runner.sizes[-1]),
-    )
+    memory = measured_memory(config.memory_share, runner.run_largest, lambda: runner.run(runner.largest))
     runner.kv, runner.kv_scales = made(num_pages_of(memory.pages))
     done("memory")
-    runner.warm_up(config.tokens_a_step("cuda"))
+    with device.warming_up():
+        runner.warm_up()
     done("warm-up")
     watch = CompileWatch()
     if ops.backend is Backend.TRITON:
         if config.graphs:
-            device.capture(runner.sizes, runner.run_decodes)
+            device.capture(runner.shapes, runner.run)
         done("capture")
         watch.start()
     figures = {"start_s": seconds, "memory_bytes": asdict(memory), "graphs": device.num_graphs}

@@ -150,8 +150,8 @@ class Decoder:
         )
         how: dict[str, Any] = {"scale": self._scale, "window": layer.window, "kv_scales": scales}
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if batch.num_decode:
+        if batch.num_decode != 0:  # None: both kinds, as far as the host knows
             ops.decode_attention(q, kv, batch, workspace, out, **how)
-        if batch.num_decode < len(batch.seq_lens):
+        if batch.num_decode != len(batch.seq_lens):
             ops.prefill_attention(q, kv, batch, workspace, out, **how)
         return layer.o(out.flatten(1))
