@@ -58,14 +58,16 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("counted", [False, True] if THERE else [True])
 @pytest.mark.parametrize("case", SHAPES if THERE else SHAPES[:3], ids=str)
-def test_attention_is_the_formula(ops: Ops, case: tuple[Any, ...]):
-    """Decode and prefill, over pages in no order with NaN wherever nothing was written."""
+def test_attention_is_the_formula(ops: Ops, case: tuple[Any, ...], counted: bool):
+    """Decode and prefill, over pages in no order with NaN wherever nothing was written; also where the device alone
+    knows how many rows decode."""
     *sizes, window, soft_cap, fixed = case
     shape = Shape(*sizes)
     decode, prefill = rows_of(shape)
     how = {"scale": shape.D**-0.5, "window": window, "soft_cap": soft_cap}
-    got = run_attention(ops, shape, decode, prefill, deterministic=fixed, device=DEVICE, **how)
+    got = run_attention(ops, shape, decode, prefill, deterministic=fixed, device=DEVICE, counted=counted, **how)
     for row, ours in zip([*decode, *prefill], got, strict=True):
         expected = attention_in_fp64(row, **how)
         tolerance = TOLERANCE[shape.dtype]
@@ -81,7 +83,8 @@ def test_in_the_fixed_order_decode_and_prefill_give_a_token_the_same_bits(ops: O
     others, _ = rows_of(shape)
 
     def run(decode: list[Row], prefill: list[Row]) -> list[Tensor]:
-        return run_attention(ops, shape, decode, prefill, deterministic=True, device=DEVICE, scale=0.1)
+        counted = len(decode) > 1
+        return run_attention(ops, shape, decode, prefill, deterministic=True, device=DEVICE, counted=counted, scale=0.1)
 
     tail = 70 if THERE else 4
     (whole,) = run([], [Row(text, length, tail)])

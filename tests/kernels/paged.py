@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -84,9 +84,13 @@ def run_attention(
     deterministic: bool = False,
     seed: int = 0,
     device: torch.device = CPU,
+    counted: bool = False,
     **how: Any,
 ) -> list[Tensor]:
-    """Each row's [query_len, Hq, D] on the CPU, decode rows first. Pages lie in no order, NaN where no row wrote."""
+    """Each row's [query_len, Hq, D] on the CPU, decode rows first. Pages lie in no order, NaN where no row wrote.
+
+    counted: the device alone knows how many rows decode, and two padding rows stand behind all others.
+    """
     rows = [*decode, *prefill]
     kv, page_table = _pages(shape, rows, seed)
     lens = torch.tensor([row.query_len for row in rows])
@@ -97,6 +101,8 @@ def run_attention(
     index = query_start[1:] - 1
     numbers = (nothing, positions, nothing, query_start, seq_lens, page_table, index)
     batch = FlatBatch(*(number.to(device) for number in numbers), len(decode))
+    if counted:
+        batch = _counted(batch)
     q = torch.cat([row.text.q[row.seq_len - row.query_len : row.seq_len] for row in rows])
     q, kv = q.to(device), kv.to(device)
     out = torch.full_like(q, NAN)
@@ -104,12 +110,25 @@ def run_attention(
     if scales is not None:
         how["kv_scales"] = scales.to(device)
     workspace = ops.attention_workspace(batch, tuple(kv.shape), shape.heads, deterministic=deterministic)
-    if decode:
+    if decode or counted:
         ops.decode_attention(q, kv, batch, workspace, out, **how)
-    if prefill:
+    if prefill or counted:
         assert out[len(decode) :].isnan().all(), "decode wrote into prefill's part of out"
         ops.prefill_attention(q, kv, batch, workspace, out, **how)
     return list(out.cpu().split(lens.tolist()))
+
+
+def _counted(batch: FlatBatch) -> FlatBatch:
+    assert batch.num_decode is not None
+    ends, nobody = batch.query_start[-1:].expand(2), torch.zeros(2, dtype=torch.int64, device=batch.seq_lens.device)
+    return replace(
+        batch,
+        query_start=torch.cat([batch.query_start, ends]),
+        seq_lens=torch.cat([batch.seq_lens, nobody]),
+        page_table=torch.cat([batch.page_table, batch.page_table.new_zeros(2, batch.page_table.shape[1])]),
+        num_decode=None,
+        decodes=torch.full((1,), batch.num_decode, dtype=torch.int64, device=batch.seq_lens.device),
+    )
 
 
 def _pages(shape: Shape, rows: Sequence[Row], seed: int) -> tuple[Tensor, Tensor]:

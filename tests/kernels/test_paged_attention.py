@@ -37,8 +37,9 @@ def lengths(shape: Shape) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[Shape, list[Row], list[Row], dict[str, Any]]:
-    """A shape, decode rows, prefill rows (with and without a prefix), scale, window and soft-cap."""
+def batches(draw: st.DrawFn) -> tuple[Shape, list[Row], list[Row], dict[str, Any], bool]:
+    """A shape, decode rows, prefill rows (with and without a prefix), scale, window and soft-cap, and whether the
+    device alone knows how many rows are which."""
     shape = draw(shapes)
     seeds = iter(range(100))
 
@@ -54,7 +55,7 @@ def batches(draw: st.DrawFn) -> tuple[Shape, list[Row], list[Row], dict[str, Any
         "window": draw(st.none() | st.sampled_from([1, 2, shape.page_size, 100])),
         "soft_cap": draw(st.none() | st.sampled_from([2.0, 30.0])),
     }
-    return shape, decode, prefill, how
+    return shape, decode, prefill, how, draw(st.booleans())
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast order", "fixed order"])
@@ -63,9 +64,11 @@ def test_attention_is_the_formula(ops_of: OpsFor, deterministic: bool):
 
     @examples(ops_of, 30)
     @given(batches())
-    def check(case: tuple[Shape, list[Row], list[Row], dict[str, Any]]) -> None:
-        shape, decode, prefill, how = case
-        got = run_attention(ops_of(shape.dtype), shape, decode, prefill, deterministic=deterministic, **how)
+    def check(case: tuple[Shape, list[Row], list[Row], dict[str, Any], bool]) -> None:
+        shape, decode, prefill, how, counted = case
+        ops = ops_of(shape.dtype)
+        counted = counted and ops.backend is not Backend.C  # which counts in prepare_batch
+        got = run_attention(ops, shape, decode, prefill, deterministic=deterministic, counted=counted, **how)
         for row, ours in zip([*decode, *prefill], got, strict=True):
             torch.testing.assert_close(
                 ours.double(),
@@ -82,10 +85,11 @@ def test_attention_over_int8_pages_is_the_formula(ops_of: OpsFor):
 
     @examples(ops_of, 20)
     @given(batches())
-    def check(case: tuple[Shape, list[Row], list[Row], dict[str, Any]]) -> None:
-        shape, decode, prefill, how = case
+    def check(case: tuple[Shape, list[Row], list[Row], dict[str, Any], bool]) -> None:
+        shape, decode, prefill, how, counted = case
         decode, prefill = ([replace(row, text=row.text.narrow()) for row in rows] for rows in (decode, prefill))
-        got = run_attention(ops_of(shape.dtype), shape, decode, prefill, **how)
+        ops = ops_of(shape.dtype)
+        got = run_attention(ops, shape, decode, prefill, counted=counted and ops.backend is not Backend.C, **how)
         for row, ours in zip([*decode, *prefill], got, strict=True):
             tolerance = TOLERANCE[shape.dtype]
             torch.testing.assert_close(ours.double(), attention_in_fp64(row, **how), atol=tolerance, rtol=tolerance)
@@ -165,7 +169,8 @@ def assert_same_bits_in_any_company(
     chunk = Row(random(90, 90), 90, 33)
 
     def run(decode: list[Row], prefill: list[Row], seed: int = 0) -> list[Tensor]:
-        return run_attention(ops, shape, decode, prefill, deterministic=True, seed=seed, **how)
+        counted = bool(decode and prefill) and ops.backend is not Backend.C
+        return run_attention(ops, shape, decode, prefill, deterministic=True, seed=seed, counted=counted, **how)
 
     tail = min(tail, length)
     (whole,) = run([], [Row(text, length, tail)])

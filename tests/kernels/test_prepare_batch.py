@@ -33,8 +33,8 @@ def test_each_token_of_the_plan_is_laid_out_once_with_its_position_and_slot(ops_
     """Against loops over rows and tokens; rows that aren't in the plan hold junk that shows nowhere."""
 
     @examples(ops_of, 60)
-    @given(plans())
-    def check(case: tuple[list[int], list[int], list[int], list[int], int, int]) -> None:
+    @given(plans(), st.booleans())
+    def check(case: tuple[list[int], list[int], list[int], list[int], int, int], counts: bool) -> None:
         rows, computed, lens, wanted, pad_tokens, pad_logits = case
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, 1000, (MAX_ROWS, MAX_LEN), generator=generator, dtype=torch.int32)
@@ -50,7 +50,7 @@ def test_each_token_of_the_plan_is_laid_out_once_with_its_position_and_slot(ops_
             torch.tensor(lens),
             torch.tensor(wanted, dtype=torch.int64),
             page_size=PAGE_SIZE,
-            num_decode=lens.count(1),
+            num_decode=None if counts else lens.count(1),
             pad_tokens=pad_tokens,
             pad_logits=pad_logits,
         )
@@ -76,7 +76,12 @@ def test_each_token_of_the_plan_is_laid_out_once_with_its_position_and_slot(ops_
         assert batch.logits_index.tolist()[: len(wanted)] == [ends[row] - 1 for row in wanted]
         assert len(batch.logits_index) == max(len(wanted), pad_logits)
         assert all(0 <= index < max(1, len(laid)) for index in batch.logits_index.tolist())
-        assert batch.num_decode == lens.count(1)
+        if batch.num_decode is None:  # the device has counted
+            assert counts
+            assert batch.decodes is not None
+            assert batch.decodes.tolist() == [lens.count(1)]
+        else:
+            assert batch.num_decode == lens.count(1)
         assert batch.input_ids.dtype == batch.positions.dtype == batch.slot_mapping.dtype == torch.int64
 
     check()

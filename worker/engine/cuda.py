@@ -105,6 +105,7 @@ class CudaDevice:
         with torch.cuda.stream(self._captures):
             yield
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what was taken here no other stream has
 
     def capture(self, shapes: Items[StepShape], run: Run) -> None:
         """Keep run(shape) as a graph for each, that of the most tokens first, whose pool has memory for all others."""

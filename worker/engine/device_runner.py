@@ -48,7 +48,8 @@ class DeviceRunner:
         exact_noise: bool,
         kv_scales: KvScales | None = None,
     ) -> None:
-        """kv [layers, pages, 2, Hkv, page_size, D] and its scales, as Decoder.forward takes them; most_tokens a step."""
+        """kv [layers, pages, 2, Hkv, page_size, D] and its scales as Decoder.forward takes them.
+        most_tokens: of any plan."""
         self._decoder, self._ops, self._device = decoder, ops, device
         self.kv, self.kv_scales = kv, kv_scales
         self._page_size, self._max_len, self._exact_noise = kv.shape[4], max_len, exact_noise
