@@ -3,9 +3,9 @@
 First Llama-3.1-8B over widths and contexts: milliseconds a step in a steady state, against what memory and arithmetic
 allow, and how much of a step the host is busy. Then 256 requests with prompts and outputs uniform in 100 to 1,024 on
 Qwen3-0.6B (the nano-vllm benchmark), and some steps of Qwen3-8B. `--with transformers` runs the same requests there
-instead, in static batches of 64 and with its own continuous batching, for `--patience` seconds each. `--weights` rounds
-projections. Results are written as they come, so that a run cut short leaves what it has. Without a GPU the floors
-alone are printed: nothing is measured then.
+instead, in static batches of 64 and with its own continuous batching, with two kinds of attention, for `--patience`
+seconds each. `--weights` rounds projections. Results are written as they come, so that a run cut short leaves what it
+has. Without a GPU the floors alone are printed: nothing is measured then.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ def _theirs(patience_s: float) -> Iterator[tuple[str, Callable[[], Iterable[dict
     sent = requests(QWEN_06B)
     yield "transformers static 64", lambda: gpu_transformers.static(QWEN_06B, sent, 64, patience_s)
     yield "transformers continuous", lambda: [gpu_transformers.continuous(QWEN_06B, sent, patience_s)]
+    varlen = gpu_transformers.VARLEN
+    yield "transformers varlen", lambda: [gpu_transformers.continuous(QWEN_06B, sent, patience_s, attention=varlen)]
 
 
 def config_of(model: Model, max_len: int) -> dict[str, Any]:

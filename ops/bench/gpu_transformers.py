@@ -6,8 +6,11 @@ figure too, and kinder to a static batch than a whole one, whose last steps are 
 
 Attention is the library's `sdpa`, as FlashAttention is a package of its own, which a machine without a network lacks.
 Its continuous batching says that it is "much better" with that one: with `paged|sdpa` every step attends all rows to
-all rows' keys, under a mask. By its own rules it then leaves out CUDA graphs, batches made ahead and the fast path of
-decodes. Not known: what it would do with FlashAttention.
+all rows' keys, under a mask, and by its own rules goes without CUDA graphs and without batches made ahead. So there is
+a third way, which its documentation has no example of: its continuous batching with the FlashAttention that torch
+brings, called as the library calls the package for rows of any length, with graphs and batches made ahead as it would
+choose then. Not known: what its fast path of decodes would add, which reads K/V in place and needs the package. 5.17
+takes attention of one's own there; 5.23 refuses it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from ops.bench.gpu_engine import MOST, config_of
 from ops.bench.kernel_cases import Model
@@ -28,6 +32,7 @@ Sent = list[tuple[list[int], int]]
 PATIENCE_S = 150.0
 WARM_S = 60.0  # for the first few tokens
 STOP_S = 60.0  # for the step under way when patience ends
+VARLEN = "torch_varlen"
 TOKEN_BUDGET = 4096  # of a step, as this engine has it there
 BLOCK = 256  # tokens of a block of its K/V
 
@@ -53,12 +58,14 @@ def static(
     yield _figures(answered, len(sent), tokens, whole)
 
 
-def continuous(model: Model, sent: Sent, patience_s: float = PATIENCE_S, device: str = "cuda") -> dict[str, Any]:
+def continuous(
+    model: Model, sent: Sent, patience_s: float = PATIENCE_S, device: str = "cuda", attention: str = "sdpa"
+) -> dict[str, Any]:
     """All handed to its continuous batching at once, warmed up before."""
-    loaded = _load(model, device)
-    manager = _manager(loaded, sent)
+    loaded = _load(model, device, attention)
+    manager = _manager(loaded, sent, attention)
     manager.warmup()  # makes the cache too
-    config, attention = manager.continuous_batching_config, loaded.config._attn_implementation
+    config, used = manager.continuous_batching_config, loaded.config._attn_implementation
     manager.start()
     try:
         made, error = _answers(manager, [(sent[0][0][: BLOCK // 2], 8)], time.perf_counter() + WARM_S)
@@ -77,7 +84,7 @@ def continuous(model: Model, sent: Sent, patience_s: float = PATIENCE_S, device:
     return {
         **({"error": error} if error else {}),
         **_figures(answered, len(sent), sum(made.values()), took),
-        "attention": attention,
+        "attention": used,
         "graphs": any(config.cuda_graph_booleans),
         "token_budget": config.max_batch_tokens,
     }
@@ -100,23 +107,43 @@ def _answers(manager: Any, sent: Sent, until: float) -> tuple[dict[str, int], st
     return made, None
 
 
-def _manager(loaded: Any, sent: Sent) -> Any:
-    """Its settings are what it would choose but for how much K/V it holds: all requests' at once, not what the memory
-    has room for. Its mask has a column for each token of that, and from 2^32 elements on (torch issue 187227) attention
-    reads the wrong ones, which its own choice on a GPU of 140 GB comes to."""
+def _manager(loaded: Any, sent: Sent, attention: str) -> Any:
+    """Its settings are what it would choose, but it is told that no more than these come, and has room for the K/V of
+    them all, not for what the memory holds. Its mask has a column for each token of that room, and from 2^32 elements
+    on, which it would have on a GPU of 140 GB, attention reads the wrong ones (torch issue 187227)."""
     from transformers import GenerationConfig
     from transformers.generation import ContinuousBatchingConfig
 
+    graphs = loaded.device.type == "cuda"
+    ahead = {"use_cuda_graph": graphs, "use_async_batching": graphs} if attention == VARLEN else {}
     blocks = sum(-(-(len(prompt) + count) // BLOCK) for prompt, count in sent)
     return loaded.init_continuous_batching(
         generation_config=GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=-1, max_new_tokens=8),
-        continuous_batching_config=ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=TOKEN_BUDGET),
+        continuous_batching_config=ContinuousBatchingConfig(
+            num_blocks=blocks, max_batch_tokens=TOKEN_BUDGET, max_requests_per_batch=len(sent), **ahead
+        ),
     )
 
 
-def _load(model: Model, device: str) -> Any:
+def _varlen(module: Any, query: Any, key: Any, value: Any, mask: Any, **how: Any) -> tuple[Any, None]:
+    """Attention of rows of any length over their K/V, gathered from the cache, in torch's FlashAttention."""
+    key, value = how["cache"].update(
+        key, value, layer_idx=module.layer_idx, read_index=how["read_index"], write_index=how["write_index"]
+    )
+    output: Any = varlen_attn(
+        query[0].transpose(0, 1).contiguous(), key.contiguous(), value.contiguous(),
+        how["cu_seq_lens_q"], how["cu_seq_lens_k"], how["max_seqlen_q"], how["max_seqlen_k"],
+        scale=how["scaling"], window_size=(-1, 0),
+    )  # fmt: skip
+    return output[None], None
+
+
+def _load(model: Model, device: str, attention: str = "sdpa") -> Any:
     """The model with random weights, made on the device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+    for name in (VARLEN, f"paged|{VARLEN}"):  # the second is what its continuous batching makes of the first
+        AttentionInterface.register(name, _varlen)
 
     with tempfile.TemporaryDirectory() as directory:
         body = {**config_of(model, 2 * MOST), "model_type": "llama" if model.name.startswith("Llama") else "qwen3"}
@@ -124,7 +151,7 @@ def _load(model: Model, device: str) -> Any:
         config = AutoConfig.from_pretrained(directory)
     config.eos_token_id = None
     with torch.device(device):
-        loaded = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        loaded = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
     return loaded.eval()
 
 
