@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     deterministic: bool = Field(False, description="the same tokens whatever else is in the batch")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where torch finds one")
     ahead: bool | None = Field(None, description="launch a step before the last one is read; on a GPU by default")
-    graphs: bool = Field(True, description="on a GPU, keep steps of decodes alone as CUDA graphs")
+    graphs: bool = Field(True, description="on a GPU, keep steps as CUDA graphs")
     memory_share: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that may be taken")
     threads: int | None = Field(None, ge=1, description="CPU threads of a step; all cores by default")
 

@@ -22,6 +22,7 @@ adjustments.py  bias, penalties and the like, for rows that ask for them; log-pr
 rows.py       RowTable: its rows, the state of every seat of the batch, as tensors
 device_runner.py  DeviceRunner: rows on a device, so that steps can run ahead of what has been read
 row_state.py  RowState: those rows, and the changes staged for them
+step_shape.py  what steps are padded to, so that a device can keep them as graphs
 devices.py    what a DeviceRunner asks of a device; the CPU
 memory.py     how much memory the pool may take
 torch_first.py  torch, imported faster

@@ -54,7 +54,7 @@ class EngineConfig:
     device         auto (cuda where there is a GPU that torch can use, else cpu), cpu, cuda
     device_rows    keep rows where the model is and let drawn tokens go into them there; always so on a GPU
     ahead          launch a step before the one before it is read, with device_rows; None: on a GPU
-    graphs         on a GPU, keep steps of decodes alone as graphs
+    graphs         on a GPU, keep steps as graphs
     memory_share   of a GPU's memory that weights, pages and scratch may take together
     threads        of the CPU that a step may use; None: all cores this process may run on
     """
@@ -130,9 +130,9 @@ class EngineConfig:
     def tokens_a_step(self, device: str) -> int:
         """token_budget, or what it is by default on a `cpu` or a GPU; max_rows where that is more.
 
-        A step with a prompt's chunk is no graph on a GPU: it costs the host some ten launches a layer, milliseconds in
-        all, while the GPU computes 512 tokens of a small model in one or two. 4,096 are still below step_time_s for 8B
-        parameters on an H100 (counted: 66 TFLOP, 0.1 s at two thirds of its peak); beyond, the clock cuts chunks.
+        A GPU computes 512 tokens of a small model in a millisecond or two, and reads all weights for them. 4,096 are
+        still below step_time_s for 8B parameters on an H100 (counted: 66 TFLOP, 0.1 s at two thirds of its peak);
+        beyond, the clock cuts chunks.
         """
         return self.token_budget or max(512 if device == "cpu" else 4096, self.max_rows)
 

@@ -382,12 +382,13 @@ class Engine:
                 continue
             sequence.pending -= 1
             sequence.output.append(token)
-            taken = [token]
+            taken, params, reason = [token], sequence.params, None
             if sequence.wants_lookup:
                 self._scheduler.drew(sequence, taken)
-            reason = _end(sequence, token)
-            if reason is not None:
-                self.cancel(sequence.id)
+            if token in params.stop_ids or len(sequence.output) >= params.max_tokens:  # it may have ended
+                reason = _end(sequence, token)
+                if reason is not None:
+                    self.cancel(sequence.id)
             emissions.append(Emission(sequence.id, taken, reason, None, sequence.cached or 0))
         return emissions
 
