@@ -18,6 +18,8 @@ silu_mul.py         SiLU(gate) * up
 gelu_mul.py         GELU(gate) * up
 kv_scales.py        factors of K and V that are stored in a smaller dtype
 gather_rows.py      the rows whose logits are wanted
+sampling_inputs.py  what a step's draws are sampled by, gathered from their seats; stop ids barred before min_tokens
+append_tokens.py    drawn tokens behind their rows' others; whether their logits are finite
 adjust_logits.py    bias, allowed tokens, penalties
 token_logprobs.py   log-probabilities of some tokens
 likeliest.py        the likeliest tokens of each row

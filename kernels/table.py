@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 
 from kernels.adjust_logits import AdjustLogits, adjust_logits_torch
+from kernels.append_tokens import AppendTokens, append_tokens_torch
 from kernels.cpu.forward import whole_pass_in_c
 from kernels.cpu.ops import CpuOps, fits
 from kernels.errors import KernelsUnavailable
@@ -32,6 +33,7 @@ from kernels.prepare_batch import PrepareBatch, prepare_batch_torch
 from kernels.quantised_linear import QuantisedLinear, quantised_linear_torch
 from kernels.rms_norm import RmsNorm, rms_norm_torch
 from kernels.sample import Sample, sample_torch
+from kernels.sampling_inputs import SamplingInputs, sampling_inputs_torch
 from kernels.silu_mul import SiluMul, silu_mul_torch
 from kernels.token_logprobs import TokenLogprobs, token_logprobs_torch
 from kernels.whole_pass import WholePassOf, no_whole_pass
@@ -64,7 +66,9 @@ class Ops:
     silu_mul: SiluMul
     gelu_mul: GeluMul
     gather_rows: GatherRows
+    sampling_inputs: SamplingInputs
     sample: Sample
+    append_tokens: AppendTokens
     adjust_logits: AdjustLogits
     token_logprobs: TokenLogprobs
     whole_pass_of: WholePassOf
@@ -85,7 +89,9 @@ _TORCH = Ops(
     silu_mul=silu_mul_torch,
     gelu_mul=gelu_mul_torch,
     gather_rows=gather_rows_torch,
+    sampling_inputs=sampling_inputs_torch,
     sample=sample_torch,
+    append_tokens=append_tokens_torch,
     adjust_logits=adjust_logits_torch,
     token_logprobs=token_logprobs_torch,
     whole_pass_of=no_whole_pass,

@@ -14,6 +14,7 @@ except ImportError as error:
     raise KernelsUnavailable(f"the Triton kernels need the package triton ({error}): install it") from None
 
 from kernels.gpu.adjust_logits import adjust_logits
+from kernels.gpu.append_tokens import append_tokens
 from kernels.gpu.decode_attention import attention_workspace, decode_attention
 from kernels.gpu.fp8_linear import fp8_linear
 from kernels.gpu.gather_rows import gather_rows
@@ -24,6 +25,7 @@ from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.quantised_linear import quantised_linear
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
+from kernels.gpu.sampling_inputs import sampling_inputs
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
 from kernels.gpu.token_logprobs import token_logprobs
 from kernels.gpu.write_spans import write_spans
@@ -48,7 +50,9 @@ def gpu_ops() -> dict[str, Any]:
         "prefill_attention": prefill_attention,
         "write_spans": write_spans,
         "prepare_batch": prepare_batch,
+        "sampling_inputs": sampling_inputs,
         "sample": sample,
+        "append_tokens": append_tokens,
         "adjust_logits": adjust_logits,
         "token_logprobs": token_logprobs,
         "plain_linear": plain_linear,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.adjust_logits import Penalties
 from kernels.gpu.adjust_logits import adjust_logits
+from kernels.gpu.append_tokens import append_tokens
 from kernels.gpu.architectures import Architecture
 from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_attention
 from kernels.gpu.fp8_linear import quantised_rows
@@ -22,6 +23,7 @@ from kernels.gpu.prepare_batch import prepare_batch
 from kernels.gpu.quantised_linear import launch, whole_weight
 from kernels.gpu.rms_norm import rms_norm
 from kernels.gpu.sample import sample
+from kernels.gpu.sampling_inputs import sampling_inputs
 from kernels.gpu.silu_mul import gelu_mul, silu_mul
 from kernels.gpu.token_logprobs import token_logprobs
 from kernels.gpu.write_spans import write_spans
@@ -160,6 +162,20 @@ def _sample() -> object:
     return sample(empty(rows, 128256), reals, numbers, reals, reals, numbers, numbers)
 
 
+def _sampling_inputs() -> object:
+    rows, seats, long = 16, 65, torch.int64
+    numbers = empty(rows, dtype=long)
+    wholes, reals = empty(5, seats, dtype=long), empty(3, seats, dtype=FP32)
+    stops = empty(seats, 8, dtype=torch.int32)
+    return sampling_inputs(wholes, reals, stops, numbers, numbers, numbers, empty(rows, 128256))
+
+
+def _append_tokens() -> object:
+    rows, seats, long = 16, 65, torch.int64
+    tokens, numbers = empty(seats, 8192, dtype=torch.int32), empty(rows, dtype=long)
+    return append_tokens(tokens, empty(seats, dtype=long), numbers, empty(rows, 128256), numbers)
+
+
 CASES: dict[str, Case] = {
     **{
         f"attention {kind}, D {D}, {group} heads a key head": attention(kind, D=D, group=group)
@@ -192,7 +208,9 @@ CASES: dict[str, Case] = {
     "gelu_mul": lambda target: gelu_mul(empty(16, 28672)),
     "prepare_batch": lambda target: _prepare(),
     "write_spans": lambda target: write_spans(empty(4096, dtype=torch.int32), empty(64, dtype=torch.int32), 4),
+    "sampling_inputs": lambda target: _sampling_inputs(),
     "sample": lambda target: _sample(),
+    "append_tokens": lambda target: _append_tokens(),
     "adjust_logits": lambda target: _adjust(),
     "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
     "plain_linear, one row": lambda target: plain_linear(empty(1, 4096), empty(4096, 4096)),
@@ -230,5 +248,5 @@ QUICK = {
     "plain_linear, 16 rows",
     "rms_norm, residual",
 }
-"""What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or
-only multiplies elements (gather_rows, write_spans, silu_mul, a weight written out) is left to the full matrix."""
+"""What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or only multiplies (rows
+gathered, write_spans, sampling_inputs, append_tokens, silu_mul, a weight written out) is left to the full matrix."""

@@ -42,7 +42,8 @@ def both(name):
     return call
 
 # what these give is used as an index: it has to be real
-ops = replace(triton, **{name: both(name) for name in ("write_spans", "prepare_batch", "sample", "token_logprobs")})
+real = ("write_spans", "prepare_batch", "sampling_inputs", "sample", "append_tokens", "token_logprobs")
+ops = replace(triton, **{name: both(name) for name in real})
 shape = parse_config({"architectures": ["Qwen3ForCausalLM"], "vocab_size": 320, "hidden_size": 64, "head_dim": 32,
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 128,
     "max_position_embeddings": 512, "tie_word_embeddings": True}, None)

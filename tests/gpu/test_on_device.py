@@ -114,6 +114,24 @@ def _rope(ops: Ops, T: int) -> Tensor:
     return torch.cat([q.flatten(), kv.flatten()])
 
 
+def _sampling_inputs(ops: Ops, T: int) -> Tensor:
+    """Odd draws are the last seat's, which is nobody's; even rows get a token."""
+    wholes = (counted(5 * (T + 1)) * 37 % 11).view(5, T + 1)
+    reals, logits = random(3, T + 1, dtype=torch.float32), random(T, 500)
+    stops = counted(8 * (T + 1)).view(T + 1, 8).int() * 7 % 501 - 1
+    seats = torch.where(counted(T) % 2 == 0, counted(T).flip(0), T)
+    inputs = ops.sampling_inputs(wholes, reals, stops, seats, (seats < T).long(), seats, logits)
+    return torch.cat([tensor.flatten().float() for tensor in (*inputs, wholes, logits)])
+
+
+def _append_tokens(ops: Ops, T: int) -> Tensor:
+    """Every seventh logit is not finite."""
+    tokens, logits, ids = torch.zeros(T, 40, dtype=torch.int32, device=DEVICE), random(T, 500), counted(T) % 500
+    logits[::7] = float("nan")
+    result = ops.append_tokens(tokens, counted(T) % 40, counted(T).flip(0), logits, ids)
+    return torch.cat([tokens.flatten(), result.flatten()])
+
+
 ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "rms_norm": lambda ops, T: ops.rms_norm(random(T, 4096), random(4096, seed=1), 1e-5, random(T, 4096, seed=2)),
     "silu_mul": lambda ops, T: ops.silu_mul(random(T, 2 * 1408)),
@@ -122,6 +140,8 @@ ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "plain_linear": lambda ops, T: ops.plain_linear(random(T, 4096), random(300, 4096, seed=1), random(300, seed=2)),
     "plain_linear, wide": lambda ops, T: ops.plain_linear(random(T, 512), random(17408 if THERE else 64, 512, seed=1)),
     "gather_rows": lambda ops, T: ops.gather_rows(random(T, 4096), counted(T).flip(0)),
+    "sampling_inputs": _sampling_inputs,
+    "append_tokens": _append_tokens,
     "token_logprobs": lambda ops, T: ops.token_logprobs(random(T, 5000), counted(T).view(T, 1) * 3),
 }
 
@@ -235,7 +255,9 @@ def test_nothing_waits_for_the_device(ops: Ops):
         ops.silu_mul(x)
         ops.decode_attention(q, kv, batch, work, torch.empty_like(q), scale=0.1)
         numbers, reals = counted(8), torch.ones(8, device=DEVICE)
-        ops.sample(x, reals, numbers, reals, reals * 0, numbers, numbers)
+        wholes, stops = counted(5 * 8).view(5, 8), torch.ones(8, 8, dtype=torch.int32, device=DEVICE)
+        inputs = ops.sampling_inputs(wholes, reals.expand(3, 8).contiguous(), stops, numbers, numbers, numbers, x)
+        ops.append_tokens(x.int(), numbers, numbers, x, ops.sample(x, *inputs))
 
     step()
     torch.cuda.set_sync_debug_mode("error")

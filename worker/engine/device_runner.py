@@ -52,7 +52,7 @@ class DeviceRunner:
         most_tokens: of any plan."""
         self._decoder, self._ops, self._device = decoder, ops, device
         self.kv, self.kv_scales = kv, kv_scales
-        self._page_size, self._max_len, self._exact_noise = kv.shape[4], max_len, exact_noise
+        self._page_size, self._exact_noise = kv.shape[4], exact_noise
         self._max_pages = -(-max_len // self._page_size)
         self._decodes, self._others = step_shapes(max_rows, most_tokens, alone=not exact_noise)
         self.largest = self._others[-1]
@@ -110,25 +110,17 @@ class DeviceRunner:
         )
         scales = () if self.kv_scales is None else (self.kv_scales,)
         logits = self._decoder.forward(batch, self.kv, *scales, out=self._logits[:L])
-        state.computed.index_add_(0, state.owners[:R], state.lens[:R])
-        return self._draw(logits, state.sampled[:L], banned)
+        return self._draw(logits, state.sampled[:L], R, banned)
 
-    def _draw(self, logits: Tensor, seats: Tensor, banned: Banned | None) -> Tensor:
-        """Sample a token for each of seats [L], write it behind the seat's others, and give [2, L]: see run."""
-        state = self.state
-        computed, prompt_len, top_k, seed, min_tokens = state.wholes.index_select(1, seats)
-        temperature, top_p, min_p = state.reals.index_select(1, seats)
-        offset = computed - prompt_len
-        stops = state.stops.index_select(0, seats)  # [L, STOPS]
-        barred = (offset < min_tokens).unsqueeze(1) & (stops >= 0)
-        bar = torch.where(barred, float("-inf"), float("inf")).to(logits.dtype)
-        logits.scatter_reduce_(1, stops.clamp(min=0).long(), bar, "amin")
-        ids = self._ops.sample(
-            logits, temperature, top_k, top_p, min_p, seed, offset, banned=banned, exact_noise=self._exact_noise
+    def _draw(self, logits: Tensor, seats: Tensor, ran: int, banned: Banned | None = None) -> Tensor:
+        """The first `ran` rows of a step have run: count their tokens. Sample a token for each of seats [L], write it
+        behind the seat's others, and give [2, L]: see run."""
+        state, ops = self.state, self._ops
+        inputs = ops.sampling_inputs(
+            state.wholes, state.reals, state.stops, state.owners[:ran], state.lens[:ran], seats, logits
         )
-        sound = torch.isfinite(logits.gather(1, ids.unsqueeze(1)).squeeze(1))
-        state.tokens.view(-1).index_copy_(0, seats * self._max_len + computed, ids.int())
-        return torch.stack((ids, sound.long()))
+        ids = ops.sample(logits, *inputs, banned=banned, exact_noise=self._exact_noise)
+        return ops.append_tokens(state.tokens, state.computed, seats, logits, ids)
 
     def _adjust(self, result: Tensor, asked: Asked) -> Tensor:
         """After a step, which may have been a graph: draw again, from its logits, what asks for adjusted ones, and
@@ -136,17 +128,12 @@ class DeviceRunner:
         then the log-probabilities asked for as Asked.unpack takes them."""
         state, logits = self.state, self._logits[: result.shape[1]]
         if asked.draws is not None and asked.seats is not None:
-            computed, prompt_len, top_k, seed, _ = state.wholes.index_select(1, asked.seats)
-            temperature, top_p, min_p = state.reals.index_select(1, asked.seats)
+            computed, prompt_len = state.wholes[:2].index_select(1, asked.seats)
             adjusted = self._adjustments.adjusted(logits, asked, state.tokens, prompt_len, computed)
-            ids = self._ops.sample(
-                adjusted, temperature, top_k, top_p, min_p, seed, computed - prompt_len, exact_noise=self._exact_noise
-            )
-            self._adjustments.drew(asked, ids)
-            state.tokens.view(-1).index_copy_(0, asked.seats * self._max_len + computed, ids.int())
-            sound = torch.isfinite(adjusted.gather(1, ids.unsqueeze(1)).squeeze(1))
+            drawn = self._draw(adjusted, asked.seats, 0)
+            self._adjustments.drew(asked, drawn[0])
             real = len(asked.again)  # the rest is padding
-            result.index_copy_(1, asked.draws[:real], torch.stack((ids, sound.long()))[:, :real])
+            result.index_copy_(1, asked.draws[:real], drawn[:, :real])
         told = self._adjustments.logprobs(logits, result[0], asked)
         return result.view(-1) if told is None else torch.cat((result.view(-1), pack(told)))
 

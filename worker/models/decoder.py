@@ -119,7 +119,7 @@ class Decoder:
         workspace = ops.attention_workspace(
             batch, kv.shape[1:], self.config.num_heads, deterministic=self._deterministic
         )
-        residual = self._embedding[batch.input_ids]
+        residual = ops.gather_rows(self._embedding, batch.input_ids)
         x = ops.rms_norm(residual, self._layers[0].input_norm, eps)
         for index, layer in enumerate(self._layers):
             scales = kv_scales[index] if isinstance(kv_scales, Tensor) else kv_scales
