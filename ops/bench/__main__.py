@@ -15,7 +15,7 @@ queue_systems.py queue_throughput.py queue_latency.py queue_publish.py
 queue_worker.py queue_readers.py queue_peer.py
                         its programs: our worker without an engine, our readers, a peer's worker and client
 machine.py              the machine, the versions, and what else keeps it busy
-gpu_transformers.py     what `gpu_engine` is put beside
+gpu_transformers.py     what `gpu_engine` is put beside; gpu_prompts.py its prompts
 kernel_cases.py device.py ceilings.py  bytes and operations; ceilings of a GPU and of a CPU
 report.py charts.py     flags, tables, JSON; pictures
 """

@@ -1,11 +1,12 @@
 """Decoding on a GPU against the floor, on random weights of true shapes made there: `make gpu-bench-engine`.
 
 First Llama-3.1-8B over widths and contexts: milliseconds a step in a steady state, against what memory and arithmetic
-allow, and how much of a step the host is busy. Then 256 requests with prompts and outputs uniform in 100 to 1,024 on
-Qwen3-0.6B (the nano-vllm benchmark), and some steps of Qwen3-8B. `--with transformers` runs the same requests there
-instead, in static batches of 64 and with its own continuous batching, with two kinds of attention, for `--patience`
-seconds each. `--weights` rounds projections. Results are written as they come, so that a run cut short leaves what it
-has. Without a GPU the floors alone are printed: nothing is measured then.
+allow, and how much of a step the host is busy; and prompts that come alone, up to their first token. Then 256 requests
+with prompts and outputs uniform in 100 to 1,024 on Qwen3-0.6B (the nano-vllm benchmark), and some steps of Qwen3-8B.
+`--with transformers` runs the same requests there instead, in static batches of 64 and with its own continuous
+batching, with two kinds of attention, for `--patience` seconds each. `--weights` rounds projections. Results are
+written as they come, so that a run cut short leaves what it has. Without a GPU the floors alone are printed: nothing
+is measured then.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 
 from ops.bench import report
 from ops.bench.device import DATA_SHEETS, Ceilings, measured_ceilings, provenance
+from ops.bench.gpu_prompts import prompts
 from ops.bench.kernel_cases import FORMS, LLAMA_8B, QWEN_06B, QWEN_8B, Model
 from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams
 from worker.models.config import parse_config
@@ -33,6 +35,7 @@ from worker.models.random_weights import RandomWeights
 
 WIDTHS, CONTEXTS = (1, 16, 64, 256), (512, 2048, 8192)
 GOALS = {1: 0.65, 16: 0.70, 64: 0.70, 256: 0.65}  # of the floor
+PROMPTS = (512, 2048, 4096, 8192)
 WARM_STEPS, STEPS = 10, 40
 REQUESTS, LEAST, MOST = 256, 100, 1024
 ROOM = 64  # positions beyond a context, for the steps that are timed
@@ -108,6 +111,7 @@ class Kept:
 
 def _ours(ceilings: Ceilings, how: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]:
     yield f"{LLAMA_8B.name} steps", lambda: _grid(LLAMA_8B, ceilings, WIDTHS, CONTEXTS, how)
+    yield f"{LLAMA_8B.name} prompts", lambda: _prompts(LLAMA_8B, ceilings, how)
     yield f"{QWEN_06B.name} {REQUESTS} requests", lambda: [_workload(QWEN_06B, how)]
     yield f"{QWEN_06B.name} steps", lambda: _grid(QWEN_06B, ceilings, (1, 64), (512, 2048), how)
     yield f"{QWEN_8B.name} steps", lambda: _grid(QWEN_8B, ceilings, (1, 64), (2048,), how)
@@ -176,6 +180,11 @@ def _grid(
 ) -> Iterator[dict[str, Any]]:
     sizes = {"max_rows": max(widths), "max_len": max(contexts) + ROOM, "token_budget": 4096}
     return steps(engine_of(model, **sizes, **how), model, ceilings, widths, contexts)
+
+
+def _prompts(model: Model, ceilings: Ceilings, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    engine = engine_of(model, max_rows=16, max_len=max(PROMPTS) + 1, token_budget=4096, **how)
+    return prompts(engine, model, ceilings, PROMPTS)
 
 
 def steps(

@@ -73,6 +73,15 @@ class Model:
             rows * (2 * (self.projection_parameters / form.rate + head) + attention),
         )
 
+    def prompt(self, tokens: int, form: Form = FORMS["auto"]) -> tuple[float, float]:
+        """(bytes, operations) of a prompt alone, up to its first output token: weights once, each K/V written once."""
+        attention = 2 * self.layers * self.heads * self.D * tokens * (tokens + 1)
+        head = self.hidden * self.vocab
+        return (
+            form.weight_bytes * self.projection_parameters + 2 * head + tokens * self.kv_bytes,
+            2 * (tokens * self.projection_parameters / form.rate + head) + attention,
+        )
+
 
 LLAMA_8B = Model("Llama-3.1-8B", 32, 4096, 32, 8, 128, 14336, 128256, tied=False)
 QWEN_06B = Model("Qwen3-0.6B", 28, 1024, 16, 8, 128, 3072, 151936, tied=True)

@@ -12,6 +12,7 @@ import torch
 
 from ops.bench import gpu_engine, gpu_profile, gpu_transformers
 from ops.bench.device import Ceilings
+from ops.bench.gpu_prompts import prompts
 from ops.bench.kernel_cases import LLAMA_8B, QWEN_06B, QWEN_8B, Model
 from ops.bench.models import VOCAB, random_llama
 from worker.engine import Engine
@@ -63,6 +64,28 @@ def test_steps_are_of_decodes_alone_from_the_first_on(cache: Path):
     ]  # fmt: skip
     assert found[-1]["left_out"] == "it takes 60 pages, fewer are free"
     assert all(0 < one["host_share"] <= 1 and one["floor_ms"] > 0 for one in found[:3])
+
+
+def test_a_prompt_counts_what_its_tokens_would_count_one_by_one():
+    """Operations: those of a decode step at each position, the head once. Bytes: the weights, and K/V written once."""
+    (moved, operations), each = LLAMA_8B.prompt(50), [LLAMA_8B.step(1, context) for context in range(1, 51)]
+    head = LLAMA_8B.hidden * LLAMA_8B.vocab
+    assert operations == sum(one for _, one in each) - 49 * 2 * head
+    assert moved == 2 * LLAMA_8B.product_parameters + 50 * LLAMA_8B.kv_bytes
+
+
+def test_prompts_that_come_alone_are_timed_up_to_their_first_token(cache: Path):
+    """Each length in one line, in several steps where the budget is less; nothing is left in the engine."""
+    threads = torch.get_num_threads()
+    engine = Engine.from_pretrained(
+        random_llama(cache), device="cpu", ahead=True, max_rows=4, token_budget=64, threads=1, prefix_cache=False
+    )
+    found = list(prompts(engine, TINY_QWEN, Ceilings("this", 1e10, 1e11, measured=False), (20, 150)))
+    torch.set_num_threads(threads)
+    assert [one["prompt"] for one in found] == [20, 150]
+    assert all(one["tokens_per_s"] == pytest.approx(1e3 * one["prompt"] / one["ms"]) for one in found)
+    assert engine.stats.computed_tokens == 6 * (20 + 150)
+    assert not engine.has_work
 
 
 TINY_QWEN = Model("Qwen3 of nothing", 2, 64, 4, 2, 16, 128, 1000, tied=True)
