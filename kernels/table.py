@@ -18,7 +18,7 @@ from kernels.cpu.forward import whole_pass_in_c
 from kernels.cpu.ops import CpuOps, fits
 from kernels.errors import KernelsUnavailable
 from kernels.fp8_linear import Fp8Linear, fp8_linear_torch
-from kernels.gather_rows import GatherRows, gather_rows_torch
+from kernels.gather_rms_norm import GatherRmsNorm, gather_rms_norm_torch, gathered
 from kernels.gelu_mul import GeluMul, gelu_mul_torch
 from kernels.norm_rope_write import NormRopeWrite, norm_rope_write_torch
 from kernels.paged_attention import (
@@ -55,6 +55,7 @@ class Ops:
     backend: Backend
     write_spans: WriteSpans
     prepare_batch: PrepareBatch
+    gather_rms_norm: GatherRmsNorm
     rms_norm: RmsNorm
     norm_rope_write: NormRopeWrite
     attention_workspace: AttentionWorkspace
@@ -65,7 +66,6 @@ class Ops:
     fp8_linear: Fp8Linear
     silu_mul: SiluMul
     gelu_mul: GeluMul
-    gather_rows: GatherRows
     sampling_inputs: SamplingInputs
     sample: Sample
     append_tokens: AppendTokens
@@ -78,6 +78,7 @@ _TORCH = Ops(
     backend=Backend.TORCH,
     write_spans=write_spans_torch,
     prepare_batch=prepare_batch_torch,
+    gather_rms_norm=gather_rms_norm_torch,
     rms_norm=rms_norm_torch,
     norm_rope_write=norm_rope_write_torch,
     attention_workspace=attention_workspace_torch,
@@ -88,7 +89,6 @@ _TORCH = Ops(
     fp8_linear=fp8_linear_torch,
     silu_mul=silu_mul_torch,
     gelu_mul=gelu_mul_torch,
-    gather_rows=gather_rows_torch,
     sampling_inputs=sampling_inputs_torch,
     sample=sample_torch,
     append_tokens=append_tokens_torch,
@@ -111,6 +111,7 @@ def ops_for(backend: Backend, dtype: torch.dtype = torch.float32) -> Ops:
         _TORCH,
         backend=Backend.C,
         prepare_batch=c.prepare_batch,
+        gather_rms_norm=gathered(c.rms_norm),
         rms_norm=c.rms_norm,
         norm_rope_write=c.norm_rope_write,
         attention_workspace=c.attention_workspace,

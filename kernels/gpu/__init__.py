@@ -7,6 +7,6 @@ attend.py            one walk over keys, which both attentions share
 decode_attention.py  decode rows, split over their keys; workspace
 prefill_attention.py chunks of prompts with what is cached before them
 sample.py cut.py     logits to token ids; the least likely that min-p, top-k and top-p leave
-norm_rope_write.py rms_norm.py silu_mul.py gelu_mul.py gather_rows.py prepare_batch.py adjust_logits.py
+norm_rope_write.py rms_norm.py silu_mul.py gelu_mul.py gather_rms_norm.py prepare_batch.py adjust_logits.py
 token_logprobs.py plain_linear.py quantised_linear.py fp8_linear.py write_spans.py sampling_inputs.py append_tokens.py
 """

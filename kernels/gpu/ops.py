@@ -17,7 +17,7 @@ from kernels.gpu.adjust_logits import adjust_logits
 from kernels.gpu.append_tokens import append_tokens
 from kernels.gpu.decode_attention import attention_workspace, decode_attention
 from kernels.gpu.fp8_linear import fp8_linear
-from kernels.gpu.gather_rows import gather_rows
+from kernels.gpu.gather_rms_norm import gather_rms_norm
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.plain_linear import plain_linear
 from kernels.gpu.prefill_attention import prefill_attention
@@ -43,6 +43,7 @@ def gpu_ops() -> dict[str, Any]:
             "Triton's interpreter)"
         )
     return {
+        "gather_rms_norm": gather_rms_norm,
         "rms_norm": rms_norm,
         "norm_rope_write": norm_rope_write,
         "attention_workspace": attention_workspace,
@@ -60,5 +61,4 @@ def gpu_ops() -> dict[str, Any]:
         "fp8_linear": fp8_linear,
         "silu_mul": silu_mul,
         "gelu_mul": gelu_mul,
-        "gather_rows": gather_rows,
     }

@@ -5,6 +5,8 @@ Like all kernels here without a product it is compiled without fused multiply-ad
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -21,14 +23,26 @@ def rms_norm(
     assert out.is_contiguous()
     assert residual is None or residual.is_contiguous()
     T, hidden = x.shape
-    block = triton.next_power_of_2(hidden)
-    warps = 4 if block < 2048 else 8 if block < 8192 else 16
     if T:
         _rms_norm[(T,)](
-            x, residual, weight, out, x.stride(0), eps, hidden=hidden, BLOCK=block, ADD=residual is not None,
-            num_warps=warps, enable_fp_fusion=False,
-        )  # fmt: skip
+            x, residual, weight, out, x.stride(0), eps, hidden=hidden, ADD=residual is not None, **launch(hidden)
+        )
     return out
+
+
+def launch(hidden: int) -> dict[str, Any]:
+    """How a kernel is launched whose programs take a row each."""
+    block = triton.next_power_of_2(hidden)
+    return {"BLOCK": block, "num_warps": 4 if block < 2048 else 8 if block < 8192 else 16, "enable_fp_fusion": False}
+
+
+@triton.jit
+def normed(x, weight, eps, hidden: tl.constexpr):
+    """A row's norm [BLOCK], of weight's dtype; x fp32. The sum of squares over the whole row at once: its order depends
+    on nothing."""
+    scale = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
+    dtype = weight.dtype
+    return ((x * scale).to(dtype).to(tl.float32) * weight.to(tl.float32)).to(dtype)
 
 
 @triton.jit
@@ -43,18 +57,15 @@ def _rms_norm(
     BLOCK: tl.constexpr,  # the power of 2 from hidden up
     ADD: tl.constexpr,
 ):
-    """Grid (T,): a row each. The sum of squares in fp32, over the whole row at once: its order depends on nothing."""
+    """Grid (T,): a row each."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < hidden
     x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
-    dtype = out_ptr.dtype.element_ty
     if ADD:
         place = residual_ptr + row * hidden + column
-        total = (x + tl.load(place, mask=inside, other=0.0).to(tl.float32)).to(dtype)
+        total = (x + tl.load(place, mask=inside, other=0.0).to(tl.float32)).to(out_ptr.dtype.element_ty)
         tl.store(place, total, mask=inside)
         x = total.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    out = ((x * scale).to(dtype).to(tl.float32) * weight).to(dtype)
-    tl.store(out_ptr + row * hidden + column, out, mask=inside)
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
+    tl.store(out_ptr + row * hidden + column, normed(x, weight, eps, hidden), mask=inside)

@@ -15,7 +15,7 @@ from kernels.gpu.append_tokens import append_tokens
 from kernels.gpu.architectures import Architecture
 from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_attention
 from kernels.gpu.fp8_linear import quantised_rows
-from kernels.gpu.gather_rows import gather_rows
+from kernels.gpu.gather_rms_norm import gather_rms_norm
 from kernels.gpu.norm_rope_write import norm_rope_write
 from kernels.gpu.plain_linear import plain_linear
 from kernels.gpu.prefill_attention import prefill_attention
@@ -107,6 +107,14 @@ def rope(*, normed: bool, stored: str | None = None, D: int = 128, dtype: torch.
             empty(16, dtype=torch.int64), empty(64, D, dtype=FP32), q_norm=weight, k_norm=weight, eps=1e-6,
             kv_scales=scales[stored],
         )  # fmt: skip
+
+    return call
+
+
+def gathered(*, added: bool) -> Case:
+    def call(target: Architecture) -> None:
+        residual = empty(16, 4096) if added else None
+        gather_rms_norm(empty(16, 4096), empty(4, dtype=torch.int64), empty(4096), 1e-5, residual)
 
     return call
 
@@ -204,6 +212,7 @@ CASES: dict[str, Case] = {
     "rms_norm": lambda target: rms_norm(empty(16, 4096), empty(4096), 1e-5),
     "rms_norm, residual": lambda target: rms_norm(empty(16, 4096), empty(4096), 1e-5, empty(16, 4096)),
     "rms_norm, 16384 wide": lambda target: rms_norm(empty(4, 16384), empty(16384), 1e-5, empty(4, 16384)),
+    **{f"gather_rms_norm{said}": gathered(added=added) for said, added in (("", False), (", residual", True))},
     "silu_mul": lambda target: silu_mul(empty(16, 28672)),
     "gelu_mul": lambda target: gelu_mul(empty(16, 28672)),
     "prepare_batch": lambda target: _prepare(),
@@ -222,7 +231,6 @@ CASES: dict[str, Case] = {
        for bits, group, rows in ((4, 32, 16), (4, 32, 64), (8, 64, 16), (8, 64, 64))},
     **{f"quantised_linear, {bits} bits written out": written_out(bits) for bits in (4, 8)},
     "fp8_linear, rows to FP8": fp8_rows,
-    "gather_rows": lambda target: gather_rows(empty(16, 4096), empty(4, dtype=torch.int64)),
 }  # fmt: skip
 
 QUICK = {
@@ -248,5 +256,5 @@ QUICK = {
     "plain_linear, 16 rows",
     "rms_norm, residual",
 }
-"""What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or only multiplies (rows
-gathered, write_spans, sampling_inputs, append_tokens, silu_mul, a weight written out) is left to the full matrix."""
+"""What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or only multiplies
+(write_spans, sampling_inputs, append_tokens, silu_mul, a weight written out) is left to the full matrix."""

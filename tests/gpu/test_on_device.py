@@ -139,7 +139,9 @@ ELEMENTWISE: dict[str, Callable[[Ops, int], Tensor]] = {
     "norm_rope_write": _rope,
     "plain_linear": lambda ops, T: ops.plain_linear(random(T, 4096), random(300, 4096, seed=1), random(300, seed=2)),
     "plain_linear, wide": lambda ops, T: ops.plain_linear(random(T, 512), random(17408 if THERE else 64, 512, seed=1)),
-    "gather_rows": lambda ops, T: ops.gather_rows(random(T, 4096), counted(T).flip(0)),
+    "gather_rms_norm": lambda ops, T: torch.cat(
+        ops.gather_rms_norm(random(T, 4096), counted(T).flip(0), random(4096, seed=1), 1e-5, random(T, 4096, seed=2))
+    ),
     "sampling_inputs": _sampling_inputs,
     "append_tokens": _append_tokens,
     "token_logprobs": lambda ops, T: ops.token_logprobs(random(T, 5000), counted(T).view(T, 1) * 3),

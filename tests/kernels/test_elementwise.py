@@ -142,11 +142,18 @@ def rotated_in_fp64(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([whole.real, whole.imag], -1)
 
 
-def test_gather_rows_takes_the_rows_asked_for_in_their_order(ops_of: OpsFor):
-    """Out of order, twice, or none."""
-    x = normal(9, 32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_rows_are_gathered_in_the_order_asked_for_and_normed_as_by_themselves(ops_of: OpsFor, dtype: torch.dtype):
+    """Out of order, twice, or none; alone or added to another's, whose rows and whose own stay as they were."""
+    ops, x, other = ops_of(dtype), normal(9, 48, dtype=dtype), normal(9, 48, seed=2, dtype=dtype)
+    weight = normal(48, seed=1, dtype=dtype)
     for index in ([8, 0, 0, 3], []):
-        assert torch.equal(ops_of(torch.float32).gather_rows(x, torch.tensor(index, dtype=torch.int64)), x[index])
+        for residual, total in ((None, x), (other, x + other)):
+            rows, out = ops.gather_rms_norm(x, torch.tensor(index, dtype=torch.int64), weight, 1e-5, residual)
+            assert torch.equal(rows, total[index])
+            assert torch.equal(out, ops.rms_norm(total[index], weight, 1e-5))
+    assert torch.equal(x, normal(9, 48, dtype=dtype))
+    assert torch.equal(other, normal(9, 48, seed=2, dtype=dtype))
 
 
 def _rms_norm(ops: Ops, x: Tensor) -> Tensor:

@@ -59,7 +59,6 @@ MAKERS: dict[str, Run] = {
     "rms_norm": lambda ops, **more: ops.rms_norm(normal(3, 64), normal(64), 1e-5, residual=normal(3, 64), **more),
     "silu_mul": lambda ops, **more: ops.silu_mul(normal(3, 64), **more),
     "norm_rope_write": _norm_rope_write,
-    "gather_rows": lambda ops, **more: ops.gather_rows(normal(5, 32), counts(4, 0, 4), **more),
     "sample": _sample,
 }
 
@@ -103,6 +102,7 @@ def _attention(ops: Ops, deterministic: bool, scales: KvScales | None = None) ->
 
 REFERENCES: dict[str, Callable[[Ops], Tensor]] = {
     **MAKERS,
+    "gather_rms_norm": lambda ops: ops.gather_rms_norm(normal(5, 32), counts(4, 0, 4), normal(32), 1e-5)[1],
     "norm_rope_write, scales": lambda ops: _norm_rope_write(ops, kv_scales=(2.0, 0.5)),
     "fast order": lambda ops: _attention(ops, False),
     "fixed order": lambda ops: _attention(ops, True),

@@ -119,17 +119,15 @@ class Decoder:
         workspace = ops.attention_workspace(
             batch, kv.shape[1:], self.config.num_heads, deterministic=self._deterministic
         )
-        residual = ops.gather_rows(self._embedding, batch.input_ids)
-        x = ops.rms_norm(residual, self._layers[0].input_norm, eps)
+        residual, x = ops.gather_rms_norm(self._embedding, batch.input_ids, self._layers[0].input_norm, eps)
         for index, layer in enumerate(self._layers):
             scales = kv_scales[index] if isinstance(kv_scales, Tensor) else kv_scales
             x = self._attention(layer, x, kv[index], scales, batch, workspace)
             x = ops.rms_norm(x, layer.post_norm, eps, residual=residual)
             x = layer.down(ops.silu_mul(layer.gate_up(x)))
-            following = self._layers[index + 1].input_norm if index + 1 < len(self._layers) else self._norm
-            if index + 1 == len(self._layers):  # only the wanted rows go on to the head
-                x, residual = ops.gather_rows(x, batch.logits_index), ops.gather_rows(residual, batch.logits_index)
-            x = ops.rms_norm(x, following, eps, residual=residual)
+            if index + 1 < len(self._layers):
+                x = ops.rms_norm(x, self._layers[index + 1].input_norm, eps, residual=residual)
+        _, x = ops.gather_rms_norm(x, batch.logits_index, self._norm, eps, residual)  # only wanted rows go to the head
         return self._head(x, out=out)
 
     def _attention(
