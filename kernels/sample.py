@@ -19,8 +19,8 @@ SAMPLE_BLOCK = 1024  # tokens that a program of a device takes
 
 
 def workspace_size(rows: int, vocab: int) -> int:
-    """Elements of scratch that sampling may use: two for each block of a row's tokens, three for the row."""
-    return rows * (2 * -(-vocab // SAMPLE_BLOCK) + 3)
+    """Elements of scratch that sampling may use: two for each block of a row's tokens, four for the row."""
+    return rows * (2 * -(-vocab // SAMPLE_BLOCK) + 4)
 
 
 class Sample(Protocol):

@@ -218,7 +218,7 @@ def cut(
     values_ptr,  # [R, blocks] fp32
     ids_ptr,  # [R, blocks] int32
     tops_ptr,  # [R] fp32
-    cuts_ptr,  # [R, 2] int32
+    cuts_ptr,  # [R, 3] int32: key, last id of that key, 0
     temperature_ptr,  # [R] fp32
     top_k_ptr,  # [R] int64
     top_p_ptr,  # [R] fp32
@@ -259,5 +259,6 @@ def cut(
             least = _least_alike(found, key, top, temperature, DTYPE)
         if p < 1.0:
             key, last = _top_p(row_ptr, least, p, top, temperature, V, LANES, EACH)
-        tl.store(cuts_ptr + row * 2, key.to(tl.int32, bitcast=True))
-        tl.store(cuts_ptr + row * 2 + 1, last)
+        tl.store(cuts_ptr + row * 3, key.to(tl.int32, bitcast=True))
+        tl.store(cuts_ptr + row * 3 + 1, last)
+        tl.store(cuts_ptr + row * 3 + 2, 0)

@@ -1,8 +1,9 @@
 """Logits to token ids without a sort and without a [rows, vocab] tensor: see kernels/sample.py.
 
-Four kernels: the greatest logit of each block; each row's greatest and the least likely token that its min-p, top-k
-and top-p leave (kernels/gpu/cut.py); the greatest score plus noise of each block; the row's. Noise is exact in any
-case. The kernels know whether V is a multiple of 16, for wide reads: one variant for each of the two.
+Three kernels: the greatest logit of each block; each row's greatest and the least likely token that its min-p, top-k
+and top-p leave (kernels/gpu/cut.py); the greatest score plus noise of each block, and of the row by whichever of its
+blocks is done last. Noise is exact in any case. The kernels know whether V is a multiple of 16, for wide reads: one
+variant for each of the two.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def sample(
     values = workspace[: R * blocks]  # [R, blocks], of the two kernels over blocks in turn
     ids = workspace[R * blocks : 2 * R * blocks].view(torch.int32)  # [R, blocks]
     tops = workspace[2 * R * blocks : 2 * R * blocks + R]  # [R]
-    cuts = workspace[2 * R * blocks + R : 2 * R * blocks + 3 * R].view(torch.int32)  # [R, 2]: key, last id of that key
+    cuts = workspace[2 * R * blocks + R : 2 * R * blocks + 4 * R].view(torch.int32)  # [R, 3]
     padded = triton.next_power_of_2(blocks)
     how = {"num_warps": 4, "enable_fp_fusion": False}
     _block_greatest[(R, blocks)](logits, values, ids, logits.stride(0), V, blocks, BLOCK=SAMPLE_BLOCK, **how)
@@ -57,11 +58,10 @@ def sample(
         logits, values, ids, tops, cuts, temperature, top_k, top_p, min_p, out, logits.stride(0), V, blocks,
         BLOCKS=padded, LANES=CUT_LANES, EACH=cut_each(V, logits.element_size()), **{**how, "num_warps": CUT_WARPS},
     )  # fmt: skip
-    _block_noisy[(R, blocks)](
-        logits, values, ids, tops, cuts, temperature, seed, offset, logits.stride(0), V, blocks, BLOCK=SAMPLE_BLOCK,
-        **how,
+    _noisy[(R, blocks)](
+        logits, values, ids, tops, cuts, temperature, seed, offset, out, logits.stride(0), V, blocks,
+        BLOCK=SAMPLE_BLOCK, BLOCKS=padded, **how,
     )  # fmt: skip
-    _row_noisy[(R,)](values, ids, temperature, out, V, blocks, BLOCKS=padded, **how)
     return out
 
 
@@ -102,21 +102,24 @@ def _noise(bits):
 
 
 @triton.jit(do_not_specialize=["blocks"])
-def _block_noisy(
+def _noisy(
     logits_ptr,  # [R, V]
     values_ptr,  # [R, blocks] fp32
     ids_ptr,  # [R, blocks] int32
     tops_ptr,  # [R] fp32
-    cuts_ptr,  # [R, 2] int32
+    cuts_ptr,  # [R, 3] int32: key, last id of that key, how many blocks are done
     temperature_ptr,  # [R] fp32
     seed_ptr,  # [R] int64
     offset_ptr,  # [R] int64
+    out_ptr,  # [R] int64
     row_stride,
     V,
     blocks,
     BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,  # the power of 2 from blocks up
 ):
-    """Grid (R, blocks): the greatest score plus noise among the tokens that stay. Nothing for rows of temperature 0."""
+    """Grid (R, blocks): the greatest score plus noise among the tokens that stay, and of the row where all others are
+    done. Rows of temperature 0 have their result already."""
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     temperature = tl.load(temperature_ptr + row)
@@ -125,8 +128,8 @@ def _block_noisy(
         logit = tl.load(logits_ptr + row * row_stride + token, mask=token < V, other=float("-inf")).to(tl.float32)
         score = scores(logit, tl.load(tops_ptr + row), temperature)
         key = keys(score)
-        least = tl.load(cuts_ptr + row * 2).to(tl.uint32, bitcast=True)
-        stays = (token < V) & ((key < least) | ((key == least) & (token <= tl.load(cuts_ptr + row * 2 + 1))))
+        least = tl.load(cuts_ptr + row * 3).to(tl.uint32, bitcast=True)
+        stays = (token < V) & ((key < least) | ((key == least) & (token <= tl.load(cuts_ptr + row * 3 + 1))))
         seed = tl.load(seed_ptr + row)
         own = _mixed(seed.to(tl.uint32) ^ 0x9747B28C)
         own = _mixed(_mixed(own ^ (seed >> 32).to(tl.uint32)) ^ tl.load(offset_ptr + row).to(tl.uint32))
@@ -134,24 +137,10 @@ def _block_noisy(
         greatest, best = winner(tl.where(stays, score + noise, float("-inf")), token, V)
         tl.store(values_ptr + row * blocks + block, greatest)
         tl.store(ids_ptr + row * blocks + block, best)
-
-
-@triton.jit(do_not_specialize=["blocks"])
-def _row_noisy(
-    values_ptr,  # [R, blocks] fp32
-    ids_ptr,  # [R, blocks] int32
-    temperature_ptr,  # [R] fp32
-    out_ptr,  # [R] int64
-    V,
-    blocks,
-    BLOCKS: tl.constexpr,
-):
-    """Grid (R,): the greatest of a row's blocks; rows of temperature 0 have their result already."""
-    row = tl.program_id(0).to(tl.int64)
-    if tl.load(temperature_ptr + row) > 0:
-        block = tl.arange(0, BLOCKS)
-        inside = block < blocks
-        value = tl.load(values_ptr + row * blocks + block, mask=inside, other=float("-inf"))
-        token_id = tl.load(ids_ptr + row * blocks + block, mask=inside, other=2147483647)
-        _, best = winner(value, token_id, V)
-        tl.store(out_ptr + row, best.to(tl.int64))
+        tl.debug_barrier()  # the block's result is stored before it is counted, whichever thread does either
+        if tl.atomic_add(cuts_ptr + row * 3 + 2, 1, sem="acq_rel") == blocks - 1:
+            each = tl.arange(0, BLOCKS)
+            value = tl.load(values_ptr + row * blocks + each, mask=each < blocks, other=float("-inf"))
+            token_id = tl.load(ids_ptr + row * blocks + each, mask=each < blocks, other=2147483647)
+            _, best = winner(value, token_id, V)
+            tl.store(out_ptr + row, best.to(tl.int64))

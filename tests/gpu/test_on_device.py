@@ -203,7 +203,8 @@ def test_draws_are_the_reference_draws(ops: Ops):
     same = draws(ops, rows, vocab) == draws(ops_for(Backend.TORCH), rows, vocab)
     assert int((~same).sum()) <= (2 if THERE else 0)
     again = draws(ops, rows, vocab)
-    assert torch.equal(again, draws(ops, rows, vocab))
+    for _ in range(50 if THERE else 1):  # a row's result is made by whichever of its programs is done last
+        assert torch.equal(again, draws(ops, rows, vocab))
 
 
 def batch_for(lens: list[int], pages: int) -> FlatBatch:
