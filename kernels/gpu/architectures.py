@@ -25,8 +25,9 @@ class Architecture(StrEnum):
 class AttentionLaunch:
     """Of one attention: query rows and keys of a tile, warps, pipeline stages.
 
-    With the page number loaded in the loop Triton keeps (stages - 1) // 2 tiles of keys under way on NVIDIA's GPUs, so
-    5 is the least that copies one tile while it computes on another.
+    With the page number loaded in the loop, as decode and the fixed order do, Triton keeps (stages - 1) // 2 tiles of
+    keys under way on NVIDIA's GPUs, so 5 is the least that copies one tile while it computes on another; prefill's own
+    loops know the numbers beforehand, and 3 do.
     """
 
     block_m: int
@@ -76,10 +77,10 @@ FIXED_ATTENTION = {
 """Both attentions in the fixed order, where prefill's walk over chunks takes more registers."""
 
 PREFILL_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
-    Architecture.SM_80: _by_kind((128, 64, 8, 3), (64, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
-    Architecture.SM_90: _by_kind((128, 64, 8, 5), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+    Architecture.SM_80: _by_kind((128, 64, 8, 3), (64, 32, 8, 2), (128, 32, 8, 3), (64, 32, 8, 3)),
+    Architecture.SM_90: _by_kind((128, 128, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
     Architecture.SM_100: _by_kind((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
-    Architecture.GFX942: _by_kind((64, 32, 4, 1), (64, 32, 4, 1), (64, 32, 8, 1), (64, 32, 8, 1)),
+    Architecture.GFX942: _by_kind((64, 32, 4, 1), (64, 32, 4, 1), (128, 32, 8, 1), (64, 32, 8, 1)),
 }
 EXTRA: dict[Architecture, dict[str, int]] = {
     Architecture.SM_80: {},

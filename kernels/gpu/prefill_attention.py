@@ -1,8 +1,9 @@
 """Attention of prefill chunks, ragged, with what is cached before them: see kernels/paged_attention.py.
 
 A program takes a block of a row's query tokens with all query heads of a key head. Which row a block belongs to is
-found on the device, so the grid follows from shapes alone. In the fixed order a block is a tile of the decode kernel's
-size, walks the same chunks of keys with the same products, and merges them as that one's second kernel does.
+found on the device, so the grid follows from shapes alone. The fast order walks keys in loops of its own
+(attend_causal.py). In the fixed order a block is a tile of the decode kernel's size, walks the same chunks of keys with
+the same products, and merges them as that one's second kernel does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kernels.gpu.architectures import EXTRA, FIXED_ATTENTION, PREFILL_ATTENTION, Kind
 from kernels.gpu.attend import attend, merge
+from kernels.gpu.attend_causal import attend_causal
 from kernels.gpu.decode_attention import FIXED_CHUNK, Workspace, _check
 from kernels.kv_scales import KvScales
 from kernels.prepare_batch import FlatBatch
@@ -45,6 +47,8 @@ def prefill_attention(
     group = heads // kv_heads
     M = max(launch.block_m, triton.next_power_of_2(group))
     tokens = M // group  # of a block
+    plain = workspace.deterministic or (window is None and soft_cap is None)
+    tile = launch.tile if plain else min(launch.tile, 64)  # a window's third loop and a cap take registers
     decode = max(0, known)
     blocks = (T - decode) // tokens + rows - decode  # one more a row than whole blocks at most
     _prefill[(blocks, kv_heads)](
@@ -52,7 +56,7 @@ def prefill_attention(
         batch.page_table.stride(0), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3),
         scale * k_scale, window or 0, soft_cap or 0.0, v_scale, known, rows,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, TOKENS=tokens, M=M, D=D, D_PAD=triton.next_power_of_2(D),
-        PAGE=page_size, TILE=launch.tile, CHUNK=FIXED_CHUNK if workspace.deterministic else 0,
+        PAGE=page_size, TILE=tile, CHUNK=FIXED_CHUNK if workspace.deterministic else 0,
         WINDOW=window is not None, SOFT_CAP=soft_cap is not None, OWN_SCALES=own is not None,
         num_warps=launch.warps, num_stages=launch.stages, enable_fp_fusion=not workspace.deterministic,
         **EXTRA[workspace.architecture],
@@ -95,8 +99,9 @@ def _prefill(
     OWN_SCALES: tl.constexpr,
 ):
     """Grid (blocks, KV_HEADS). Row r's blocks begin at (query_start[r] - query_start[first]) // TOKENS + r - first."""
-    block = tl.program_id(0)
-    kv_head = tl.program_id(1).to(tl.int64)
+    program = tl.program_id(0) + tl.program_id(1) * tl.num_programs(0)
+    block = tl.num_programs(0) - 1 - program // KV_HEADS  # a row's last blocks see most keys: they begin first
+    kv_head = (program % KV_HEADS).to(tl.int64)
     decode_rows = known
     if known < 0:
         decode_rows = tl.load(decodes_ptr).to(tl.int32)
@@ -124,9 +129,8 @@ def _prefill(
     at = ((start + own) * HEADS + kv_head * GROUP + m % GROUP)[:, None] * D + place[None, :]
     inside = real[:, None] & (place < D)[None, :]
     q = tl.load(q_ptr + at, mask=inside, other=0.0)  # [M, D_PAD]
-    first = seq_len - count + token  # the block's first position, then the first key it sees
+    first = seq_len - count + token  # the block's first position
     end = tl.minimum(first + TOKENS, seq_len)
-    first = tl.maximum(first + 1 - window, 0) * (window > 0)
     keys = kv_ptr + kv_head * head_stride
     table = table_ptr + row * table_stride
     if OWN_SCALES:
@@ -134,7 +138,7 @@ def _prefill(
     else:
         beside = scales_ptr
     if CHUNK > 0:
-        begin = first // CHUNK * CHUNK
+        begin = tl.maximum(first + 1 - window, 0) * (window > 0) // CHUNK * CHUNK  # of the first key it sees
         top, total, acc = attend(
             q, position, keys, beside, table, begin, tl.minimum(begin + CHUNK, end), page_stride, side_stride,
             slot_stride, KV_HEADS, scale, window, soft_cap, D, D_PAD, PAGE, TILE, M, WINDOW, SOFT_CAP, OWN_SCALES,
@@ -146,9 +150,9 @@ def _prefill(
             )  # fmt: skip
             top, total, acc = merge(top, total, acc, more_top, more_total, more_acc)
     else:
-        top, total, acc = attend(
-            q, position, keys, beside, table, first // TILE * TILE, end, page_stride, side_stride, slot_stride,
-            KV_HEADS, scale, window, soft_cap, D, D_PAD, PAGE, TILE, M, WINDOW, SOFT_CAP, OWN_SCALES,
+        top, total, acc = attend_causal(
+            q, tl.minimum(seq_len - count + own, end - 1), keys, beside, table, first, end, page_stride, side_stride,
+            slot_stride, KV_HEADS, scale, window, soft_cap, D, D_PAD, PAGE, TILE, M, WINDOW, SOFT_CAP, OWN_SCALES,
         )  # fmt: skip
     total = tl.where(total > 0, total, 1.0)  # rows of the tile that are no query saw nothing
     out = (acc / total[:, None] * v_scale).to(out_ptr.dtype.element_ty)

@@ -109,6 +109,15 @@ def test_what_a_short_row_left_unwritten_in_its_page_stays_unseen(ops_of: OpsFor
         torch.testing.assert_close(ours.double(), attention_in_fp64(row, scale=0.125), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("page_size", [48, 128])
+def test_pages_need_not_divide_a_kernels_tile_of_keys(ops_of: OpsFor, page_size: int):
+    """Nor a tile a page: whatever number of tokens a page holds, a chunk sees its prefix and itself."""
+    shape = Shape(page_size=page_size)
+    row = Row(Text.random(shape, 200, 1), 200, 40)
+    (ours,) = run_attention(ops_of(shape.dtype), shape, [], [row], scale=0.125)
+    torch.testing.assert_close(ours.double(), attention_in_fp64(row, scale=0.125), atol=1e-5, rtol=1e-5)
+
+
 def test_a_row_of_nan_leaves_its_neighbours_alone(ops_of: OpsFor):
     """Where one row's keys and values are NaN, that row is NaN and the others are what they would be without it."""
     shape = Shape()
