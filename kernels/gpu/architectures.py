@@ -1,7 +1,8 @@
 """Which GPU it is, and how each kernel is launched on it: one table, so that no kernel asks what it runs on.
 
 The figures come from what compiles without spills and keeps two pages under way (`make aot` asserts both). sm_90's of
-attention over heads up to 128 were chosen by a sweep on an H200 (ops/bench/LOG.md, 42); no other has seen hardware.
+attention over heads up to 128 were chosen by sweeps on an H200 (ops/bench/LOG.md, 42 and 44); no other has seen
+hardware.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ FIXED_ATTENTION = {
 
 PREFILL_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
     Architecture.SM_80: _by_kind((128, 64, 8, 3), (64, 32, 8, 2), (128, 32, 8, 3), (64, 32, 8, 3)),
-    Architecture.SM_90: _by_kind((128, 128, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
+    Architecture.SM_90: _by_kind((64, 64, 4, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
     Architecture.SM_100: _by_kind((128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 3), (64, 32, 8, 3)),
     Architecture.GFX942: _by_kind((64, 32, 4, 1), (64, 32, 4, 1), (128, 32, 8, 1), (64, 32, 8, 1)),
 }

@@ -40,6 +40,7 @@ def prefill_attention(
     if rows <= known:
         return
     _check(q, kv, out, kv_scales)
+    assert scale > 0, "the greatest score is taken before scores are scaled"
     table = FIXED_ATTENTION if workspace.deterministic else PREFILL_ATTENTION
     launch = table[workspace.architecture][Kind.of(D, kv.dtype != q.dtype)]
     own = kv_scales if isinstance(kv_scales, Tensor) else None
@@ -47,8 +48,6 @@ def prefill_attention(
     group = heads // kv_heads
     M = max(launch.block_m, triton.next_power_of_2(group))
     tokens = M // group  # of a block
-    plain = workspace.deterministic or (window is None and soft_cap is None)
-    tile = launch.tile if plain else min(launch.tile, 64)  # a window's third loop and a cap take registers
     decode = max(0, known)
     blocks = (T - decode) // tokens + rows - decode  # one more a row than whole blocks at most
     _prefill[(blocks, kv_heads)](
@@ -56,7 +55,7 @@ def prefill_attention(
         batch.page_table.stride(0), kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3),
         scale * k_scale, window or 0, soft_cap or 0.0, v_scale, known, rows,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, TOKENS=tokens, M=M, D=D, D_PAD=triton.next_power_of_2(D),
-        PAGE=page_size, TILE=tile, CHUNK=FIXED_CHUNK if workspace.deterministic else 0,
+        PAGE=page_size, TILE=launch.tile, CHUNK=FIXED_CHUNK if workspace.deterministic else 0,
         WINDOW=window is not None, SOFT_CAP=soft_cap is not None, OWN_SCALES=own is not None,
         num_warps=launch.warps, num_stages=launch.stages, enable_fp_fusion=not workspace.deterministic,
         **EXTRA[workspace.architecture],
