@@ -7,7 +7,8 @@ oneDNN's layout, which at one row of bf16 reads the memory 2.4 times as fast as 
 Packed products give a row the same bits among 2 or 2,048 rows (for oneDNN measured with bf16 and fp32, also where the
 plain fp32 product differs under 8 rows); alone oneDNN's may not, so where bits count the caller pads a lone row.
 
-A GPU's library picks its product by the number of rows, so where bits count rows go through in blocks of one size.
+A GPU's library picks its product by the number of rows, so where bits count the table's product is asked for the fixed
+order.
 
 oneDNN compiles each shape of a product when it first meets it (1 ms) and remembers about a thousand: callers keep the
 number of rows to a short ladder.
@@ -18,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.product import PackedWeight, has_product
@@ -27,7 +27,6 @@ from kernels.narrow_linear import Products, Weight, narrow_product
 from kernels.plain_linear import plain_linear_torch
 
 _PACK_ROWS = 64  # the width that packing is tuned for; any width works
-_FIXED_ROWS = 64  # of a block on a GPU in deterministic mode; not tuned
 
 
 class Linear:
@@ -85,8 +84,8 @@ class Linear:
         """x [T, K] model dtype, contiguous -> [T, N]: `out`, or a new tensor."""
         if out is None:
             return self._product(x)
-        if self._plain is not None and not self._deterministic:
-            return self._plain_linear(x, self._plain, self.bias, out=out)
+        if self._plain is not None:
+            return self._plain_linear(x, self._plain, self.bias, out=out, fixed=self._deterministic)
         return out.copy_(self._product(x))
 
     def _product(self, x: Tensor) -> Tensor:
@@ -96,9 +95,7 @@ class Linear:
             return self.in_c(x, self.bias)
         if self._packed is None:
             assert self._plain is not None
-            if self._deterministic and x.device.type != "cpu":
-                return in_blocks(x, self._plain, self.bias)
-            return self._plain_linear(x, self._plain, self.bias)
+            return self._plain_linear(x, self._plain, self.bias, fixed=self._deterministic)
         assert not (self._deterministic and x.shape[0] == 1), "a lone row's bits differ: pad it"
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
@@ -116,16 +113,3 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-
-
-def in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear of blocks of _FIXED_ROWS rows, the last one padded: every row meets the same product, wherever it is."""
-    T = x.shape[0]
-    out = torch.empty(T, weight.shape[0], dtype=x.dtype, device=x.device)
-    for start in range(0, T, _FIXED_ROWS):
-        rows = min(_FIXED_ROWS, T - start)
-        block = x[start : start + rows]
-        if rows < _FIXED_ROWS:
-            block = F.pad(block, (0, 0, 0, _FIXED_ROWS - rows))
-        out[start : start + rows] = F.linear(block, weight, bias)[:rows]
-    return out

@@ -107,6 +107,42 @@ FEW_STAGES: dict[Architecture, int] = {
 }
 """Of products of few rows: how many tiles of weights are on their way or at hand."""
 
+
+@dataclass(frozen=True)
+class ProductLaunch:
+    """Of a product: rows, outputs and inputs of a tile, warps, pipeline stages."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+FIXED_PRODUCT: dict[Architecture, list[tuple[int | None, ProductLaunch]]] = {
+    Architecture.SM_80: [
+        (16, ProductLaunch(16, 64, 128, 4, 3)),
+        (64, ProductLaunch(64, 64, 64, 4, 3)),
+        (None, ProductLaunch(128, 128, 64, 8, 3)),
+    ],
+    Architecture.SM_90: [
+        (16, ProductLaunch(16, 64, 128, 4, 4)),
+        (64, ProductLaunch(64, 64, 128, 4, 4)),
+        (None, ProductLaunch(128, 128, 64, 8, 4)),
+    ],
+    Architecture.SM_100: [
+        (16, ProductLaunch(16, 64, 128, 4, 4)),
+        (64, ProductLaunch(64, 64, 128, 4, 3)),
+        (None, ProductLaunch(128, 128, 64, 8, 3)),
+    ],
+    Architecture.GFX942: [
+        (16, ProductLaunch(16, 64, 128, 4, 2)),
+        (64, ProductLaunch(64, 64, 64, 4, 2)),
+        (None, ProductLaunch(128, 128, 64, 8, 2)),
+    ],
+}
+"""Of products in the fixed order, by most rows."""
+
 WEIGHT_ROWS: dict[Architecture, dict[int, int]] = {
     Architecture.SM_80: {4: 64, 8: 128},
     Architecture.SM_90: {4: 128, 8: 192},

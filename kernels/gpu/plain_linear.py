@@ -3,10 +3,12 @@
 One row is no matrix: its product reads each weight once and multiplies it once, and a program for each output, without
 matrix instructions, reads faster than the library's tiles. Between 9 and 16 rows the library reads large weights slower
 than with fewer, and a tile of 16 rows that keeps four copies of weights under way does not. Else the library's products
-are the fastest there are (figures: ops/bench/LOG.md, 42).
+are the fastest there are (figures: ops/bench/LOG.md, 42). The fixed order is fixed_linear.py's.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import triton
@@ -14,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.architectures import EXTRA, FEW_STAGES, architecture
+from kernels.gpu.fixed_linear import fixed_linear, takes
 from kernels.plain_linear import plain_linear_torch
 
 FEW, FEW_N, FEW_K = 16, 64, 128  # rows, outputs and inputs of a tile
@@ -22,8 +25,13 @@ BLOCK = 1024  # weights that 128 threads read at once, 16 bytes each
 _ALIGNED = 16  # bytes
 
 
-def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /, *, out: Tensor | None = None) -> Tensor:
+def plain_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, /, *, out: Tensor | None = None, fixed: bool = False
+) -> Tensor:
     """See PlainLinear."""
+    if fixed:
+        product = fixed_linear if takes(x, weight) else partial(plain_linear_torch, fixed=True)
+        return product(x, weight, bias, out=out)
     (T, K), N = x.shape, weight.shape[0]
     few = 8 < T <= FEW and N >= FEW_OUTPUTS and N % FEW_N == 0 and K % FEW_K == 0
     if weight.element_size() != 2 or K * 2 % _ALIGNED or not (T == 1 or few):

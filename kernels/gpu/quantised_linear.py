@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.add_parts import add_parts
 from kernels.gpu.architectures import EXTRA, LAUNCH_PROGRAMS, WEIGHT_ROWS, Architecture, architecture
 from kernels.quantised_linear import QuantisedWeight
 
@@ -89,10 +90,7 @@ def launch(
         parts = _launch_blocks(x, weight, kind, rows)
     else:
         parts = _launch_tiles(x, weight, kind, rows)
-    _add_parts[(T, triton.cdiv(N, 1024))](
-        parts, bias, out, T, N, len(parts), BIAS=bias is not None, BLOCK=1024, num_warps=4, enable_fp_fusion=False
-    )
-    return out
+    return add_parts(parts, bias, out)
 
 
 def fits(group: int, inputs: int) -> bool:
@@ -300,26 +298,3 @@ def _whole(
     weight = _tile(codes_ptr, scales_ptr, zeros_ptr, k, column, start // GROUP, N, K, BITS, ZEROS, STORED)
     place = k.to(tl.int64)[:, None] * N + column[None, :]
     tl.store(whole_ptr + place, weight.to(whole_ptr.dtype.element_ty), mask=(k < K)[:, None] & (column < N)[None, :])
-
-
-@triton.jit(do_not_specialize=["T", "splits"])
-def _add_parts(
-    parts_ptr,  # [splits, T, N] fp32
-    bias_ptr,  # [N] or None
-    out_ptr,  # [T, N]
-    T,
-    N,
-    splits,
-    BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Grid (T, N / BLOCK): the parts in order, then the bias."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < N
-    total = tl.zeros([BLOCK], tl.float32)
-    for split in tl.range(0, splits):
-        total += tl.load(parts_ptr + (row + split * T) * N + column, mask=inside, other=0.0)
-    if BIAS:
-        total += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * N + column, total.to(out_ptr.dtype.element_ty), mask=inside)

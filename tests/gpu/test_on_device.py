@@ -156,6 +156,17 @@ def test_an_operation_gives_what_its_reference_gives(ops: Ops, name: str, T: int
     torch.testing.assert_close(ours.float(), theirs.float(), atol=2.0**-5, rtol=2.0**-6)
 
 
+@pytest.mark.parametrize(("N", "K"), [(640, 1536), (9216, 512)] if THERE else [(128, 1024)])
+def test_in_the_fixed_order_a_row_has_the_same_bits_in_tiles_of_any_size(ops: Ops, N: int, K: int):
+    """Some rows of 300, in the tiles for few, some and many; with and without segments."""
+    x, weight, bias = random(300 if THERE else 16, K), random(N, K, seed=1), random(N, seed=2)
+    whole = ops.plain_linear(x, weight, bias, fixed=True)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(whole.double(), exact, atol=2.0**-5, rtol=2.0**-7)
+    for rows in (1, 16, 17, 64, 65, 129) if THERE else (1, 5):
+        assert torch.equal(ops.plain_linear(x[-rows:], weight, bias, fixed=True), whole[-rows:])
+
+
 @pytest.mark.parametrize("T", [1, 3, 16, 17, 64, 300] if THERE else [2])
 @pytest.mark.parametrize(("bits", "group"), [(4, 128), (8, 512), (4, 64)])
 def test_a_quantised_product_is_the_formula(ops: Ops, bits: int, group: int, T: int):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from kernels.cpu.product import has_product
-from kernels.linear import Linear, can_pack, in_blocks, int8_refused
+from kernels.linear import Linear, can_pack, int8_refused
+from kernels.plain_linear import plain_linear_torch
 from kernels.table import Backend
 from tests.kernels.backends import ops_or_skip
 
@@ -137,16 +138,36 @@ def test_deterministic_mode_refuses_a_dtype_without_such_a_product():
         Linear(torch.zeros(4, 4, dtype=torch.float16), deterministic=True)
 
 
-def test_in_blocks_of_one_size_a_row_has_the_same_bits_wherever_it_stands():
-    """What a GPU does in deterministic mode: alone, at the end of another block, among 150."""
+def test_in_the_fixed_order_a_row_of_the_reference_has_the_same_bits_wherever_it_stands():
+    """In blocks of one size: alone, at the end of another block, among 150; into a tensor that is given."""
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 80, generator=generator), torch.randn(48, generator=generator)
     x = torch.randn(150, 80, generator=generator)
-    whole = in_blocks(x, weight, bias)
+    whole = plain_linear_torch(x, weight, bias, fixed=True)
     torch.testing.assert_close(whole, torch.nn.functional.linear(x, weight, bias))
     for at in (0, 63, 64, 149):
-        assert torch.equal(in_blocks(x[at : at + 1], weight, bias)[0], whole[at])
-    assert in_blocks(x[:0], weight, None).shape == (0, 48)
+        out = torch.empty(1, 48)
+        assert plain_linear_torch(x[at : at + 1], weight, bias, out=out, fixed=True) is out
+        assert torch.equal(out[0], whole[at])
+    assert plain_linear_torch(x[:0], weight, fixed=True).shape == (0, 48)
+
+
+@pytest.mark.parametrize(("N", "K"), [(128, 1024), (192, 384)], ids=["two segments", "one segment"])
+def test_in_the_fixed_order_triton_gives_a_row_the_same_bits_wherever_it_stands(N: int, K: int):
+    """bf16: alone and among 16, which go in the same tiles; more rows go in larger ones, which only hardware can hold
+    against these to the bit. Rows beyond are not read, and a weight it doesn't take goes through the reference."""
+    ops = ops_or_skip(Backend.TRITON)
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((65, K), (N, K), (N,)))
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    for rows in (1, 16, 64, 65):
+        got = ops.plain_linear(x[:rows], weight, bias, fixed=True)
+        torch.testing.assert_close(got.double(), exact[:rows], rtol=2.0**-8, atol=2.0**-6)
+    whole = ops.plain_linear(x[:16], weight, bias, fixed=True)
+    for at in (0, 7, 15):
+        assert torch.equal(ops.plain_linear(x[at : at + 1], weight, bias, fixed=True)[0], whole[at])
+    odd = ops.plain_linear(x[:3, :80], weight[:, :80].contiguous(), fixed=True)
+    assert torch.equal(odd, plain_linear_torch(x[:3, :80], weight[:, :80].contiguous(), fixed=True))
 
 
 @pytest.mark.parametrize("K", [16, 1024, 1040])
