@@ -14,12 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.add_parts import add_parts
-from kernels.gpu.architectures import EXTRA, FIXED_PRODUCT, LAUNCH_PROGRAMS, Architecture, ProductLaunch, architecture
+from kernels.gpu.architectures import EXTRA, FIXED_PRODUCT, Architecture, ProductLaunch, architecture
 
 UNIT = 128
 """Inputs that segments are made of; tiles of K divide it."""
 LEAST_UNITS, MOST_SEGMENTS = 4, 4
-_FULL = 132  # programs that fill a card
+_FEW = 66  # programs: one for every second multiprocessor of the largest card; with no more, segments are shared out
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -29,9 +29,8 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 
 def segments(N: int, K: int) -> int:
-    """In how many a weight's inputs are cut: as many as give narrow weights enough programs."""
-    wanted = -(-2 * _FULL // (N // 64))
-    return max(1, min(wanted, MOST_SEGMENTS, K // UNIT // LEAST_UNITS))
+    """In how many a weight's inputs are cut: those of weights that few rows would leave half a card idle with."""
+    return max(1, min(MOST_SEGMENTS, K // UNIT // LEAST_UNITS)) if N // 64 <= _FEW else 1
 
 
 def fixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, /, *, out: Tensor | None = None) -> Tensor:
@@ -56,7 +55,7 @@ def launched(
     count = segments(N, K)
     per_segment = triton.cdiv(K // UNIT, count)
     columns, rows = triton.cdiv(N, launch.outputs), triton.cdiv(T, launch.rows)
-    split = count > 1 and columns * rows < 2 * LAUNCH_PROGRAMS[kind]
+    split = count > 1 and columns * rows <= _FEW
     parts = torch.empty(count, T, N, dtype=torch.float32, device=x.device) if split else None
     _fixed[(columns * rows, count if split else 1)](
         x, weight, bias, out, parts, T, N, K, per_segment, rows, columns,

@@ -24,6 +24,12 @@ def broken(one: Compiled) -> list[str]:
         wrong.append(f"{one.shared_bytes:,} bytes of shared memory, the target has {limit:,}")
     if one.name.startswith("attention") and "merge" not in one.name:
         wrong += _attention(one)
+    if (
+        one.name.startswith("fixed_linear")
+        and "add_parts" not in one.name
+        and not one.products[MANY_QUERIES[one.target]]
+    ):
+        wrong.append(f"no {MANY_QUERIES[one.target]} in it, but {one.products}: tiles of other sizes have those")
     return wrong
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from kernels.adjust_logits import Penalties
 from kernels.gpu.adjust_logits import adjust_logits
 from kernels.gpu.append_tokens import append_tokens
-from kernels.gpu.architectures import Architecture
+from kernels.gpu.architectures import FIXED_PRODUCT, Architecture
 from kernels.gpu.decode_attention import Workspace, attention_workspace, decode_attention
+from kernels.gpu.fixed_linear import launched
 from kernels.gpu.fp8_linear import quantised_rows
 from kernels.gpu.gather_rms_norm import gather_rms_norm
 from kernels.gpu.norm_rope_write import norm_rope_write
@@ -146,6 +147,14 @@ def quantised(bits: int, rows: int, **how: Any) -> Case:
     return call
 
 
+def fixed(rows: int, N: int, K: int) -> Case:
+    def call(target: Architecture) -> None:
+        launch = next(launch for most, launch in FIXED_PRODUCT[target] if most is None or rows <= most)
+        launched(empty(rows, K), empty(N, K), None, None, launch, target)
+
+    return call
+
+
 def written_out(bits: int) -> Case:
     return lambda target: whole_weight(quantised_weight(bits), BF16)
 
@@ -222,6 +231,8 @@ CASES: dict[str, Case] = {
     "append_tokens": lambda target: _append_tokens(),
     "adjust_logits": lambda target: _adjust(),
     "token_logprobs": lambda target: token_logprobs(empty(16, 128256), empty(16, 4, dtype=torch.int64)),
+    **{f"fixed_linear, {rows} rows of {K}": fixed(rows, N, K) for rows in (16, 64, 2048)
+       for N, K in ((4096, 14336), (28672, 4096))},
     "plain_linear, one row": lambda target: plain_linear(empty(1, 4096), empty(4096, 4096)),
     "plain_linear, 16 rows": lambda target: plain_linear(empty(16, 4096), empty(28672, 4096)),
     "plain_linear, one row, K 1408": lambda target: plain_linear(empty(1, 1408), empty(512, 1408), empty(512)),
@@ -254,6 +265,7 @@ QUICK = {
     "token_logprobs",
     "plain_linear, one row",
     "plain_linear, 16 rows",
+    "fixed_linear, 2048 rows of 14336",
     "rms_norm, residual",
 }
 """What `make test` compiles: at most 120 in all, within two minutes on two cores. What copies or only multiplies

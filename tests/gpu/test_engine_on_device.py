@@ -202,13 +202,16 @@ def test_in_deterministic_mode_a_sequence_gets_the_same_tokens_alone_among_other
 
 
 @on_gpu
-@pytest.mark.parametrize("weights", ["auto", "int8", "int4", "fp8"])
-def test_no_step_waits_for_the_device_but_to_read_tokens_and_none_compiles(weights: str):
+@pytest.mark.parametrize(
+    ("weights", "deterministic"), [("auto", False), ("auto", True), ("int8", False), ("int4", False), ("fp8", False)]
+)
+def test_no_step_waits_for_the_device_but_to_read_tokens_and_none_compiles(weights: str, deterministic: bool):
     """Prompts in chunks and decodes, arriving in between: torch raises at a synchronising call, Triton's hook at a
-    compilation. The read waits for an event, which torch does not count. Whatever weights are kept as."""
+    compilation. The read waits for an event, which torch does not count. Whatever weights are kept as, and in the
+    fixed order."""
     if weights == "fp8" and not torch.version.hip and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU multiplies no FP8")
-    engine = true_shape(weights=weights)
+    engine = true_shape(weights=weights, deterministic=deterministic)
     assert engine.compiled is not None
     prompts = texts([300, 5, 64, 700, 17, 1, 33, 200])
     engine.generate(prompts, SequenceParams(4))

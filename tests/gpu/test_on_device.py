@@ -170,8 +170,8 @@ def test_in_the_fixed_order_a_row_has_the_same_bits_in_tiles_of_any_size(ops: Op
 @pytest.mark.parametrize("T", [1, 3, 16, 17, 64, 300] if THERE else [2])
 @pytest.mark.parametrize(("bits", "group"), [(4, 128), (8, 512), (4, 64)])
 def test_a_quantised_product_is_the_formula(ops: Ops, bits: int, group: int, T: int):
-    """Whether sums are scaled or each weight is rounded to bf16, and the library adds parts of a sum in bf16, which is
-    what is allowed here; in the fixed order a row alone has the bits it has among all."""
+    """Whether sums are scaled or each weight is rounded to bf16, which is most of what is allowed here; in the fixed
+    order a row alone has the bits it has among all."""
     weight = QuantisedWeight.of(random(200, 512, seed=1), bits, group)
     x, bias = random(T, 512), random(200, seed=2)
     expected = x.double() @ weight.whole(torch.float32).double() + bias.double()
