@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 import torch
 
@@ -76,6 +77,11 @@ FIXED_ATTENTION = {
     Architecture.SM_90: _by_kind((16, 64, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
 }
 """Both attentions in the fixed order, where prefill's walk over chunks takes more registers."""
+FIXED_MANY_ATTENTION = {
+    **FIXED_ATTENTION,
+    Architecture.SM_90: _by_kind((16, 64, 4, 3), (16, 32, 4, 5), (16, 32, 4, 5), (16, 32, 4, 5)),
+}
+"""Decode attention in the fixed order from MANY_ROWS rows on: other stages change no bit."""
 
 PREFILL_ATTENTION: dict[Architecture, dict[Kind, AttentionLaunch]] = {
     Architecture.SM_80: _by_kind((128, 64, 8, 3), (64, 32, 8, 2), (128, 32, 8, 3), (64, 32, 8, 3)),
@@ -98,6 +104,14 @@ LAUNCH_PROGRAMS: dict[Architecture, int] = {
     Architecture.GFX942: 608,
 }
 """Two programs for each multiprocessor of the largest card: how many decode attention aims at when it splits keys."""
+
+LAUNCH_AHEAD: dict[Architecture, bool] = {
+    Architecture.SM_80: False,
+    Architecture.SM_90: True,
+    Architecture.SM_100: True,
+    Architecture.GFX942: False,
+}
+"""Whether kernels of a layer begin before the one before them has ended (ahead.py)."""
 
 FEW_STAGES: dict[Architecture, int] = {
     Architecture.SM_80: 3,
@@ -155,6 +169,7 @@ of 4 and 8 bits took 57 and 52 us for each 64 rows as codes, 173 and 180 us for 
 crossing lies where it was counted, as near as those four figures tell. The others were not measured."""
 
 
+@cache
 def architecture(device: torch.device) -> Architecture:
     """The row of `device`; for the CPU (Triton's interpreter) sm_80's."""
     if device.type != "cuda":

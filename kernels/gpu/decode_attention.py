@@ -16,10 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.ahead import ahead, let_next_begin, wait_for_earlier
 from kernels.gpu.architectures import (
     DECODE_ATTENTION,
     EXTRA,
     FIXED_ATTENTION,
+    FIXED_MANY_ATTENTION,
     LAUNCH_PROGRAMS,
     MANY_ATTENTION,
     MANY_ROWS,
@@ -107,13 +109,16 @@ def decode_attention(
     if not rows:
         return
     _check(q, kv, out, kv_scales)
-    table = FIXED_ATTENTION if workspace.deterministic else DECODE_ATTENTION if rows < MANY_ROWS else MANY_ATTENTION
+    few, many = (
+        (FIXED_ATTENTION, FIXED_MANY_ATTENTION) if workspace.deterministic else (DECODE_ATTENTION, MANY_ATTENTION)
+    )
+    table = few if rows < MANY_ROWS else many
     launch = table[workspace.architecture][Kind.of(D, kv.dtype != q.dtype)]
     own = kv_scales if isinstance(kv_scales, Tensor) else None
     k_scale, v_scale = kv_scales if isinstance(kv_scales, tuple) else (1.0, 1.0)
     chunk = FIXED_CHUNK if workspace.deterministic else 0
     group = heads // kv_heads
-    common = {"num_warps": launch.warps, "enable_fp_fusion": not workspace.deterministic}
+    common = {"num_warps": launch.warps, "enable_fp_fusion": not workspace.deterministic, **ahead(q.device)}
     shared_out = (workspace.decodes, known, workspace.programs, workspace.splits, CHUNK_AT_LEAST)
     _decode[(places, kv_heads)](
         q, kv, own, batch.seq_lens, batch.page_table, workspace.states, workspace.partials, out,
@@ -207,8 +212,11 @@ def _decode(
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     OWN_SCALES: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Grid (places, KV_HEADS). Writes a chunk's state, or the row's result where one chunk is all there is."""
+    let_next_begin(AHEAD)
+    wait_for_earlier(AHEAD)
     rows, splits = _shares(decodes_ptr, known, programs, most, CHUNK)
     row = (tl.program_id(0) // splits).to(tl.int64)
     split = tl.program_id(0) % splits
@@ -265,8 +273,11 @@ def _merge_chunks(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     WINDOW: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Grid (rows, HEADS): the states of a row's chunks, merged first to last, in fp32."""
+    let_next_begin(AHEAD)
+    wait_for_earlier(AHEAD)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     rows, splits = _shares(decodes_ptr, known, programs, most, CHUNK)

@@ -207,6 +207,7 @@ CASES: dict[str, Case] = {
        for kind in ("decode", "prefill") for size in (16, 64)},
     **{f"attention of many rows, D {D}, {group} heads a key head": attention("decode", rows=64, D=D, group=group)
        for D, group in ((128, 4), (128, 2), (96, 7), (64, 8))},
+    "attention of many rows, fixed order": attention("decode", rows=64, fixed=True),
     "attention of many rows, window and soft-cap": attention("decode", rows=64, window=4096, soft_cap=50.0),
     **{f"attention {kind}, fp16": attention(kind, dtype=FP16) for kind in ("decode", "prefill")},
     **{f"attention {kind}, {stored} pages": attention(kind, stored=stored)

@@ -90,7 +90,7 @@ def test_in_the_fixed_order_decode_and_prefill_give_a_token_the_same_bits(ops: O
     (whole,) = run([], [Row(text, length, tail)])
     for end in range(length - tail + 1, length + 1, 23 if THERE else 3):
         (alone,) = run([Row(text, end, 1)], [])
-        among = run([*others, Row(text, end, 1)], [])[-1]
+        among = run([*others * (3 if THERE else 1), Row(text, end, 1)], [])[-1]  # few rows and many have other launches
         assert torch.equal(alone[0], whole[end - 1 - length])
         assert torch.equal(among[0], whole[end - 1 - length])
 
