@@ -3,7 +3,6 @@
 ops.py               the table of these kernels, or why they can't be had here
 architectures.py     which GPU it is, and the launch parameters of each kernel on it
 interpreter.py       Triton's interpreter, made exact: how they are checked without a GPU
-ahead.py             kernels that are launched before the one before them has ended
 attend.py            one walk over keys, which both attentions share
 attend_causal.py     prefill's own, for the fast order
 decode_attention.py  decode rows, split over their keys; workspace

@@ -105,14 +105,6 @@ LAUNCH_PROGRAMS: dict[Architecture, int] = {
 }
 """Two programs for each multiprocessor of the largest card: how many decode attention aims at when it splits keys."""
 
-LAUNCH_AHEAD: dict[Architecture, bool] = {
-    Architecture.SM_80: False,
-    Architecture.SM_90: True,
-    Architecture.SM_100: True,
-    Architecture.GFX942: False,
-}
-"""Whether kernels of a layer begin before the one before them has ended (ahead.py)."""
-
 FEW_STAGES: dict[Architecture, int] = {
     Architecture.SM_80: 3,
     Architecture.SM_90: 4,

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.ahead import ahead, let_next_begin, wait_for_earlier
 from kernels.gpu.architectures import (
     DECODE_ATTENTION,
     EXTRA,
@@ -118,7 +117,7 @@ def decode_attention(
     k_scale, v_scale = kv_scales if isinstance(kv_scales, tuple) else (1.0, 1.0)
     chunk = FIXED_CHUNK if workspace.deterministic else 0
     group = heads // kv_heads
-    common = {"num_warps": launch.warps, "enable_fp_fusion": not workspace.deterministic, **ahead(q.device)}
+    common = {"num_warps": launch.warps, "enable_fp_fusion": not workspace.deterministic}
     shared_out = (workspace.decodes, known, workspace.programs, workspace.splits, CHUNK_AT_LEAST)
     _decode[(places, kv_heads)](
         q, kv, own, batch.seq_lens, batch.page_table, workspace.states, workspace.partials, out,
@@ -212,11 +211,8 @@ def _decode(
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     OWN_SCALES: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Grid (places, KV_HEADS). Writes a chunk's state, or the row's result where one chunk is all there is."""
-    let_next_begin(AHEAD)
-    wait_for_earlier(AHEAD)
     rows, splits = _shares(decodes_ptr, known, programs, most, CHUNK)
     row = (tl.program_id(0) // splits).to(tl.int64)
     split = tl.program_id(0) % splits
@@ -273,11 +269,8 @@ def _merge_chunks(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     WINDOW: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Grid (rows, HEADS): the states of a row's chunks, merged first to last, in fp32."""
-    let_next_begin(AHEAD)
-    wait_for_earlier(AHEAD)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     rows, splits = _shares(decodes_ptr, known, programs, most, CHUNK)

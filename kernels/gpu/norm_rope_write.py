@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.ahead import ahead, let_next_begin, wait_for_earlier
 from kernels.kv_scales import LARGEST, KvScales
 
 HEADS = 8
@@ -46,7 +45,7 @@ def norm_rope_write(
             kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3), eps, k_scale, v_scale,
             q_heads=q_heads, kv_heads=kv_heads, PAGE=page_size, D=D, HALF=triton.next_power_of_2(D // 2), HEADS=HEADS,
             NORM=q_norm is not None and k_norm is not None, OWN_SCALES=own, LARGEST=LARGEST.get(kv.dtype, 0.0),
-            num_warps=4, enable_fp_fusion=False, **ahead(qkv.device),
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 
@@ -78,11 +77,8 @@ def _norm_rope_write(
     NORM: tl.constexpr,
     OWN_SCALES: tl.constexpr,
     LARGEST: tl.constexpr,  # of the stored dtype; 0 where it is the model's
-    AHEAD: tl.constexpr,
 ):
     """Grid (T, heads / HEADS). All in fp32; the norm is rounded where the reference rounds it."""
-    let_next_begin(AHEAD)
-    wait_for_earlier(AHEAD)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)  # [HEADS], q heads, then k, then v
     place = tl.arange(0, HALF)  # in either half of a head

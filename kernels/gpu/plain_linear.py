@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.ahead import ahead, let_next_begin, wait_for_earlier
 from kernels.gpu.architectures import EXTRA, FEW_STAGES, architecture
 from kernels.gpu.fixed_linear import fixed_linear, takes
 from kernels.plain_linear import plain_linear_torch
@@ -51,7 +50,7 @@ def plain_linear(
         return out
     _one_row[(N,)](
         x, weight, bias, out, K, EVEN=K % BLOCK == 0, BIAS=bias is not None, BLOCK=BLOCK, num_warps=4,
-        enable_fp_fusion=True, **ahead(x.device),
+        enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
@@ -66,36 +65,24 @@ def _one_row(
     EVEN: tl.constexpr,  # BLOCK divides K
     BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
-    """Grid (N,): an output each, summed in fp32. The first weights are on their way before x is there."""
-    row = weight_ptr + tl.program_id(0).to(tl.int64) * K
+    """Grid (N,): an output each, summed in fp32."""
+    output = tl.program_id(0).to(tl.int64)
     inputs = tl.arange(0, BLOCK)
-    let_next_begin(AHEAD)
-    weight = _read_once(row, inputs, K, EVEN)
-    wait_for_earlier(AHEAD)
-    sums = _read(x_ptr, inputs, K, EVEN).to(tl.float32) * weight.to(tl.float32)
-    for start in tl.range(BLOCK, K, BLOCK):
-        x, weight = _read(x_ptr, start + inputs, K, EVEN), _read_once(row, start + inputs, K, EVEN)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in tl.range(0, K, BLOCK):
+        k = start + inputs
+        if EVEN:
+            x = tl.load(x_ptr + k)
+            weight = tl.load(weight_ptr + output * K + k, eviction_policy="evict_first")
+        else:
+            x = tl.load(x_ptr + k, mask=k < K, other=0.0)
+            weight = tl.load(weight_ptr + output * K + k, mask=k < K, other=0.0, eviction_policy="evict_first")
         sums += x.to(tl.float32) * weight.to(tl.float32)
     total = tl.sum(sums, 0)
     if BIAS:
-        total += tl.load(bias_ptr + tl.program_id(0)).to(tl.float32)
-    tl.store(out_ptr + tl.program_id(0), total.to(out_ptr.dtype.element_ty))
-
-
-@triton.jit
-def _read(x_ptr, k, K, EVEN: tl.constexpr):
-    if EVEN:
-        return tl.load(x_ptr + k)
-    return tl.load(x_ptr + k, mask=k < K, other=0.0)
-
-
-@triton.jit
-def _read_once(row, k, K, EVEN: tl.constexpr):
-    if EVEN:
-        return tl.load(row + k, eviction_policy="evict_first")
-    return tl.load(row + k, mask=k < K, other=0.0, eviction_policy="evict_first")
+        total += tl.load(bias_ptr + output).to(tl.float32)
+    tl.store(out_ptr + output, total.to(out_ptr.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["T"])

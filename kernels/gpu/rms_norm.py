@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.ahead import ahead, let_next_begin, wait_for_earlier
-
 
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, /, residual: Tensor | None = None, *, out: Tensor | None = None
@@ -27,9 +25,8 @@ def rms_norm(
     T, hidden = x.shape
     if T:
         _rms_norm[(T,)](
-            x, residual, weight, out, x.stride(0), eps, hidden=hidden, ADD=residual is not None, **launch(hidden),
-            **ahead(x.device),
-        )  # fmt: skip
+            x, residual, weight, out, x.stride(0), eps, hidden=hidden, ADD=residual is not None, **launch(hidden)
+        )
     return out
 
 
@@ -59,11 +56,8 @@ def _rms_norm(
     hidden: tl.constexpr,
     BLOCK: tl.constexpr,  # the power of 2 from hidden up
     ADD: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Grid (T,): a row each."""
-    let_next_begin(AHEAD)
-    wait_for_earlier(AHEAD)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < hidden

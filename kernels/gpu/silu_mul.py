@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.ahead import ahead, let_next_begin, wait_for_earlier
-
 BLOCK = 1024
 
 
@@ -30,9 +28,8 @@ def _launch(gate_up: Tensor, out: Tensor | None, *, gelu: bool) -> Tensor:
     assert out.is_contiguous()
     if T:
         _gated[(T, triton.cdiv(width // 2, BLOCK))](
-            gate_up, out, width // 2, GELU=gelu, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
-            **ahead(gate_up.device),
-        )  # fmt: skip
+            gate_up, out, width // 2, GELU=gelu, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False
+        )
     return out
 
 
@@ -43,11 +40,8 @@ def _gated(
     inner,  # I
     GELU: tl.constexpr,
     BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Grid (T, I / BLOCK). The activation in fp32, rounded to the model's dtype before the product."""
-    let_next_begin(AHEAD)
-    wait_for_earlier(AHEAD)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < inner
