@@ -54,6 +54,7 @@ class CudaDevice:
         self._out, self._in = _Pinned(torch.int32), _Pinned(torch.int64)
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._captures = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.current_stream()  # where everything goes; to ask for it takes as long as to record
 
     def upload(self, values: NDArray[Any]) -> Tensor:
         """See Device. values int32."""
@@ -62,7 +63,7 @@ class CudaDevice:
         words.numpy()[:] = values.ravel()
         there = torch.empty(values.shape, dtype=torch.int32, device="cuda")
         there.view(-1).copy_(words, non_blocking=True)
-        buffer.copied.record()
+        buffer.copied.record(self._stream)
         return there
 
     def fetch(self, result: Tensor) -> Fetched:
@@ -71,7 +72,7 @@ class CudaDevice:
         buffer = self._in.take(count)
         buffer.is_free = False
         buffer.memory[:count].copy_(result.reshape(-1), non_blocking=True)
-        buffer.copied.record()
+        buffer.copied.record(self._stream)
 
         def wait() -> Tensor:
             buffer.copied.synchronize()
@@ -102,8 +103,10 @@ class CudaDevice:
     def warming_up(self) -> Iterator[None]:
         """Within it, run all that is to be captured: libraries set themselves up, which a capture may not hold."""
         torch.cuda.synchronize()
+        stream, self._stream = self._stream, self._captures
         with torch.cuda.stream(self._captures):
             yield
+        self._stream = stream
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what was taken here no other stream has
 

@@ -8,9 +8,8 @@ capture and nothing to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from itertools import repeat
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from worker.engine.devices import Device
 from worker.engine.plan import Plan
 from worker.engine.row_state import STOPS, RowState
 from worker.engine.rows import places_in
-from worker.engine.runner import Drawn, Read
+from worker.engine.runner import Draws, Read
 from worker.engine.sequence import Sequence
 from worker.engine.step_shape import DRAWS, StepShape, step_shapes
 from worker.models.decoder import Decoder
@@ -65,7 +64,7 @@ class DeviceRunner:
         self._adjustments = Adjustments(ops, self.state.nobody + 1, vocab_size, device, where, padded_to=DRAWS)
         self._adjustments.take_memory()
         self._barred_wide = set[int]()  # seats that bar more stop ids than they hold
-        self._placed: tuple[bytes, bytes] | None = None  # rows and draws whose decode step is staged or in its place
+        self._placed: _Placed | None = None  # the decode step that is staged or in its place, if it is one
 
     def launch(self, plan: Plan) -> Read:
         """See Runner."""
@@ -73,23 +72,37 @@ class DeviceRunner:
             self._write(sequence)
         for sequence in plan.grown:
             self._write_new_pages(sequence)
-        rows = np.array([s.row for s in plan.tokens], np.int64)
-        chosen = places_in(plan)
-        outputs = [(s, s.num_output) for s in plan.caught_up] if self._adjustments.are_asked else []
-        asked = self._adjustments.of(outputs, chosen.tolist())
-        if plan.num_decode == len(rows):
-            shape = next(shape for shape in self._decodes if shape.rows >= len(rows))
-            inputs = rows.tobytes(), chosen.tobytes()
-            if inputs != self._placed:  # as a rule the step before was of the same rows
-                self._stage(shape, rows, np.ones_like(rows), chosen)
-                self._placed = inputs
-        else:
-            shape = next(shape for shape in self._others if shape.tokens >= plan.num_tokens)
-            self._stage(shape, rows, np.array(list(plan.tokens.values()), np.int64), chosen)
+        placed = self._placed
+        if (
+            placed is None
+            or plan.admitted
+            or placed.sequences != list(plan.tokens)
+            or plan.caught_up != placed.sequences
+        ):
+            shape, chosen = self._place(plan)
+        else:  # as a rule the step before was of the same decodes
+            shape, chosen = placed.shape, placed.chosen
+        asked = None
+        if self._adjustments.are_asked:
+            asked = self._adjustments.of([(s, s.num_output) for s in plan.caught_up], chosen.tolist())
         self._flush()
         banned = self._wide_bans(plan.caught_up, chosen) if self._barred_wide else None
         result = self._device.run(shape, self.run) if banned is None else self.run(shape, banned)
         return self._read(result, chosen, asked)
+
+    def _place(self, plan: Plan) -> tuple[StepShape, NDArray[np.int64]]:
+        """Stage a plan's inputs. Returns its shape, and which of its rows catch up."""
+        sequences, lens = list(plan.tokens), np.array(list(plan.tokens.values()), np.int64)
+        rows, chosen = np.array([s.row for s in sequences], np.int64), places_in(plan)
+        only_decodes = plan.num_decode == len(rows)
+        if only_decodes:
+            shape = next(shape for shape in self._decodes if shape.rows >= len(rows))
+        else:
+            shape = next(shape for shape in self._others if shape.tokens >= plan.num_tokens)
+        self._stage(shape, rows, lens, chosen)
+        if only_decodes and len(chosen) == len(rows):
+            self._placed = _Placed(sequences, shape, chosen)
+        return shape, chosen
 
     def run(self, shape: StepShape, banned: Banned | None = None) -> Tensor:
         """Compute a step from the inputs in their places. Returns [2, draws] int64: ids, and whether their logits are
@@ -177,10 +190,10 @@ class DeviceRunner:
         """The draws at `places` of a result, once it is there, and what they ask for."""
         if asked is None:
             fetched = self._device.fetch(result)
-            return lambda: _drawn(fetched(), places, repeat(None))
+            return lambda: _drawn(fetched(), places, None)
         L, fetched = result.shape[1], self._device.fetch(self._adjust(result, asked))
 
-        def read_all() -> list[Drawn]:
+        def read_all() -> Draws:
             got = fetched()
             told = asked.spread(asked.unpack(got[2 * L :]), L)
             return _drawn(got[: 2 * L].view(2, L), places, [told[at] for at in places])
@@ -216,9 +229,11 @@ class DeviceRunner:
         seat = sequence.row
         assert seat is not None
         there, pages = self._pages_there[seat], sequence.pages
-        if there < len(pages):
+        if there + 1 == len(pages):  # as a rule
+            self.state.stage_word("page_table", seat, there, pages[there])
+        elif there < len(pages):
             self.state.stage_row("page_table", seat, there, np.array(pages[there:], np.int32))
-            self._pages_there[seat] = len(pages)
+        self._pages_there[seat] = len(pages)
 
     def _stage(
         self, shape: StepShape, rows: NDArray[np.int64], lens: NDArray[np.int64], chosen: NDArray[np.int64]
@@ -259,10 +274,19 @@ class DeviceRunner:
         return at, tokens
 
 
-def _drawn(result: Tensor, places: NDArray[np.int64], told: Iterable[Logprob | None]) -> list[Drawn]:
+@dataclass(frozen=True)
+class _Placed:
+    """Decodes whose inputs are in their places: each sequence adds one token and catches up, in its shape's rows."""
+
+    sequences: list[Sequence]
+    shape: StepShape
+    chosen: NDArray[np.int64]
+
+
+def _drawn(result: Tensor, places: NDArray[np.int64], told: list[Logprob | None] | None) -> Draws:
     """The draws at `places` of a result [2, L], with their log-probabilities."""
     ids, sound = result.numpy()[:, places]
-    return list(zip(ids.tolist(), (sound != 0).tolist(), told, strict=False))
+    return Draws(ids.tolist(), None if sound.all() else (sound != 0).tolist(), told)
 
 
 def _padded(values: NDArray[np.int64], count: int, padding: int) -> NDArray[np.int64]:

@@ -220,9 +220,9 @@ class Engine:
         self._flight = self._launch() if self._ahead and not self._ran_out else None
         if flight is None:  # memory ran out
             return StepOutput(self._fail_hopeless(), 0, 0, 0)
-        emissions = self._land(flight)
+        emissions, generated = self._land(flight)
         plan = flight.plan
-        self._count(plan, sum(map(len, map(_TOKENS_OF, emissions))), began, computed_s)
+        self._count(plan, generated, began, computed_s)
         self._scheduler.took(plan, time.perf_counter() - began)
         return StepOutput(emissions, len(plan.tokens), plan.num_tokens, len(plan.preempted))
 
@@ -261,22 +261,25 @@ class Engine:
         )
         return [Emission(sequence.id, [], FinishReason.FAILED, error, sequence.cached or 0)]
 
-    def _land(self, flight: _Flight) -> list[Emission]:
-        """Read a step. What it gave to sequences that have ended or lost their row since is dropped."""
+    def _land(self, flight: _Flight) -> tuple[list[Emission], int]:
+        """Read a step. What it gave to sequences that have ended or lost their row since is dropped. Returns how many
+        tokens it gave to the others too."""
         began = time.perf_counter()
-        drawn, plan = flight.read(), flight.plan
+        draws, plan = flight.read(), flight.plan
         self.stats.waited_s += time.perf_counter() - began
         for sequence, computed in flight.filled:
             if sequence.state is _RUNNING:
                 self._scheduler.enter(sequence, computed)
-        if plan.drafts:
-            each = iter(drawn)
+        if plan.drafts or draws.sound is not None or draws.told is not None:
+            each = draws.each()
             groups = [(s, list(islice(each, len(plan.drafts.get(s, ())) + 1))) for s in plan.caught_up]
             emissions = [self._advance(s, group, plan.drafts.get(s, ())) for s, group in groups if s.state is _RUNNING]
+            generated = sum(map(len, map(_TOKENS_OF, emissions)))
         else:
-            emissions = self._advance_each(plan.caught_up, drawn)
+            emissions = self._advance_each(plan.caught_up, draws.ids)
+            generated = len(emissions)
         self._runner.appended(plan.caught_up)
-        return emissions
+        return emissions, generated
 
     def generate(self, prompts: Items[Items[int]], params: SequenceParams | Items[SequenceParams]) -> list[Completion]:
         """Run all prompts to their ends, offline; completions in the order of the prompts.
@@ -371,25 +374,24 @@ class Engine:
         while self.has_work:
             yield from self.step().emissions
 
-    def _advance_each(self, sequences: list[Sequence], drawn: list[Drawn]) -> list[Emission]:
-        """_advance, at a third of its time: each sequence that still runs gets the one token drawn for it."""
+    def _advance_each(self, sequences: list[Sequence], ids: list[int]) -> list[Emission]:
+        """_advance, at a fifth of its time: each sequence that still runs gets the one token drawn for it, and nothing
+        more is to be told."""
         emissions: list[Emission] = []
-        for sequence, (token, sound, logprob) in zip(sequences, drawn, strict=True):
+        guesses, made = self._scheduler.speculation is not None, tuple.__new__  # as Emission's own __new__ has it
+        for sequence, token in zip(sequences, ids, strict=True):
             if sequence.state is not _RUNNING:
                 continue
-            if not sound or logprob is not None:
-                emissions.append(self._advance(sequence, ((token, sound, logprob),), ()))
-                continue
             sequence.pending -= 1
-            sequence.output.append(token)
-            taken, params, reason = [token], sequence.params, None
-            if sequence.wants_lookup:
-                self._scheduler.drew(sequence, taken)
-            if token in params.stop_ids or len(sequence.output) >= params.max_tokens:  # it may have ended
+            output, params, reason = sequence.output, sequence.params, None
+            output.append(token)
+            if guesses and sequence.wants_lookup:
+                self._scheduler.drew(sequence, [token])
+            if token in params.stop_ids or len(output) >= params.max_tokens:  # it may have ended
                 reason = _end(sequence, token)
                 if reason is not None:
                     self.cancel(sequence.id)
-            emissions.append(Emission(sequence.id, taken, reason, None, sequence.cached or 0))
+            emissions.append(made(Emission, (sequence.id, [token], reason, None, sequence.cached or 0, None)))
         return emissions
 
     def _advance(self, sequence: Sequence, drawn: Items[Drawn], drafts: Items[int]) -> Emission:

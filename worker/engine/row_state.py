@@ -61,6 +61,7 @@ class RowState:
         self.nobody = seats - 1
         self._seats = seats
         self._waiting: dict[int, Words] = {}
+        self._lone: dict[int, int] = {}  # words that wait alone
         self._inputs: dict[str, bytes] = {}
 
     @property
@@ -84,6 +85,12 @@ class RowState:
         assert first + len(values) <= width, f"{name}: {first + len(values)} values for a row of {width}"
         self._stage(self._first[name] + seat * width + first, values)
 
+    def stage_word(self, name: str, seat: int, at: int, value: int) -> None:
+        """Write one value, of 31 bits, to column `at` of a seat's row of `tokens` or `page_table`."""
+        width = self._widths[name]
+        assert at < width, f"{name}: column {at} of a row of {width}"
+        self._lone[self._first[name] + seat * width + at] = value
+
     def stage_input(self, name: str, values: NDArray[np.int64]) -> None:
         """Write the first values of a step's input, unless they stand there."""
         known = values.tobytes()
@@ -93,23 +100,23 @@ class RowState:
 
     def staged(self) -> tuple[Words, int] | None:
         """All that waits, as write_spans takes it, and how many spans; nothing waits afterwards. None: nothing does."""
-        if not self._waiting:
+        if not self._waiting and not self._lone:
             return None
-        spans: list[tuple[int, int, int]] = []
-        pieces = list(self._waiting.values())
-        first = 0
+        spans = [(where, at, 1) for at, where in enumerate(self._lone)]
+        pieces = [np.array(list(self._lone.values()), np.int32), *self._waiting.values()]
+        first = len(spans)
         for where, piece in self._waiting.items():
             for start in range(0, len(piece), _SPAN):
                 spans.append((where + start, first + start, min(_SPAN, len(piece) - start)))
             first += len(piece)
-        self._waiting = {}
+        self._waiting, self._lone = {}, {}
         heads = np.array(spans, np.int32)
         heads[:, 1] += heads.size
         return np.concatenate([heads.ravel(), *pieces]), len(spans)
 
     def forget_staged(self) -> None:
         """Drop all that waits, and take nothing of a step's inputs for known."""
-        self._waiting, self._inputs = {}, {}
+        self._waiting, self._lone, self._inputs = {}, {}, {}
 
     def _stage(self, where: int, values: NDArray[np.generic]) -> None:
         """Only the last of two changes from one word on counts: a seat that changed hands within a plan."""

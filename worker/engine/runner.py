@@ -6,8 +6,9 @@ PlainRunner is the plain loop, where rows lie in the host's memory and a launche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Protocol
 
@@ -25,9 +26,23 @@ from worker.models.decoder import Decoder
 Drawn = tuple[int, bool, Logprob | None]
 """A token's id, whether its logit is finite, and its log-probability if its sequence asks for that."""
 
-Read = Callable[[], list[Drawn]]
-"""Waits for a step and gives its tokens: one for each of plan.caught_up. Where the plan has drafts, one behind the
-sequence's last token and behind each of them."""
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """A step's tokens: one for each of plan.caught_up; where the plan has drafts, one behind the sequence's last token
+    and behind each of them."""
+
+    ids: list[int]
+    sound: list[bool] | None  # whether their logits are finite; None: all are
+    told: list[Logprob | None] | None  # log-probabilities; None: nobody asks for any
+
+    def each(self) -> Iterator[Drawn]:
+        """One by one."""
+        return zip(self.ids, self.sound or repeat(True), self.told or repeat(None), strict=False)
+
+
+Read = Callable[[], Draws]
+"""Waits for a step and gives its tokens."""
 
 
 class Runner(Protocol):
@@ -63,15 +78,13 @@ class PlainRunner:
         self._write(plan.admitted)
         logits = self._decoder.forward(self._rows.batch(plan), *self._pages)
         if not plan.caught_up:
-            return list
+            return lambda: Draws([], None, None)
         places = places_of(plan)
         ids = self._rows.sample(logits, places, exact_noise=self._exact_noise)
         sound = torch.isfinite(logits[: len(ids)].gather(1, ids.unsqueeze(1)).squeeze(1))
         asked = self._adjustments.of(places)
-        told: Iterable[Logprob | None] = repeat(None)
-        if asked is not None:
-            told = self._adjust(asked, logits, places, ids, sound)
-        return lambda: list(zip(ids.tolist(), sound.tolist(), told, strict=False))
+        told = None if asked is None else self._adjust(asked, logits, places, ids, sound)
+        return lambda: Draws(ids.tolist(), None if bool(sound.all()) else sound.tolist(), told)
 
     def _adjust(
         self, asked: Asked, logits: Tensor, places: list[Place], ids: Tensor, sound: Tensor

@@ -93,9 +93,9 @@ class Scheduler:
         admitted: list[Sequence] = []
         self._make_way(preempted)
         made_way = len(preempted)
-        decoding, prompts = self._parted()
+        decoding, grown, prompts = self._parted()
         budget = self.budget.next(len(decoding))  # never fewer than decode
-        tokens, grown = self._decode(decoding, preempted)
+        tokens = self._decode(decoding, grown, preempted)
         budget -= len(tokens)
         for sequence in prompts:
             if sequence.state is not State.RUNNING:
@@ -124,29 +124,34 @@ class Scheduler:
         caught_up = [sequence for sequence, count in tokens.items() if count >= sequence.remaining]
         return Plan(tokens, admitted, preempted, drafts, caught_up, grown)
 
-    def _parted(self) -> tuple[list[Sequence], list[Sequence]]:
-        """(those that decode, those in their prompt), of the running ones that a step can do anything for."""
+    def _parted(self) -> tuple[list[Sequence], list[Sequence], list[Sequence]]:
+        """(those that decode, those of them whose pages are full, those in their prompt), of the running ones that a
+        step can do anything for. One pass over all that run: this is what a plan costs where all decode."""
         decoding: list[Sequence] = []
+        full: list[Sequence] = []
         prompts: list[Sequence] = []
+        size = self.pool.page_size
         for s in self.running:  # as `remaining` and `awaits_its_end` have it: two properties take twice the time
-            said = len(s.output) + s.pending
+            said, computed = len(s.output) + s.pending, s.computed
             if s.pending and said >= s.params.max_tokens:
                 continue
-            (prompts if len(s.prompt) + said - s.computed > 1 else decoding).append(s)
-        return decoding, prompts
+            if len(s.prompt) + said - computed > 1:
+                prompts.append(s)
+                continue
+            decoding.append(s)
+            if computed >= len(s.pages) * size:
+                full.append(s)
+        return decoding, full, prompts
 
-    def _decode(
-        self, decoding: list[Sequence], preempted: list[Sequence]
-    ) -> tuple[dict[Sequence, int], list[Sequence]]:
-        """A token for each that decodes and isn't preempted for another's page; and those whose pages were full."""
-        tokens, size = dict.fromkeys(decoding, 1), self.pool.page_size
-        full = [s for s in decoding if s.computed >= len(s.pages) * size]
+    def _decode(self, decoding: list[Sequence], full: list[Sequence], preempted: list[Sequence]) -> dict[Sequence, int]:
+        """A token for each that decodes and isn't preempted for another's page; those whose pages are full get one."""
+        tokens = dict.fromkeys(decoding, 1)
         for sequence in full:
             if sequence.state is State.RUNNING:
                 self._grow(sequence, 1, preempted)
         for victim in preempted:
             tokens.pop(victim, None)
-        return tokens, full
+        return tokens
 
     def shed(self, plan: Plan) -> Sequence | None:
         """Memory ran out in the plan's step, which did not happen: the youngest of it makes way, and steps take fewer
@@ -165,17 +170,17 @@ class Scheduler:
         Returns those who have full pages for the prefix cache, and how far each is computed: for `enter`, once known.
         """
         filled: list[tuple[Sequence, int]] = []
-        drafts, size = plan.drafts, self.pool.page_size
+        drafts, size, caches = plan.drafts, self.pool.page_size, self._keys is not None
         for sequence, count in plan.tokens.items():
-            if sequence in drafts:
+            if drafts and sequence in drafts:
                 count -= len(drafts[sequence])
             computed = sequence.computed
             if computed < sequence.reached:
                 self.counts.recomputed_tokens += min(sequence.reached - computed, count)
             sequence.computed = computed = computed + count
-            if computed // size > sequence.entered:
+            if caches and computed // size > sequence.entered:
                 filled.append((sequence, computed))
-        return filled if self._keys is not None else []
+        return filled
 
     def enter(self, sequence: Sequence, computed: int) -> None:
         """A running sequence's first `computed` tokens are computed and known: full pages enter the prefix cache."""
