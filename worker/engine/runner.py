@@ -84,7 +84,8 @@ class PlainRunner:
         sound = torch.isfinite(logits[: len(ids)].gather(1, ids.unsqueeze(1)).squeeze(1))
         asked = self._adjustments.of(places)
         told = None if asked is None else self._adjust(asked, logits, places, ids, sound)
-        return lambda: Draws(ids.tolist(), None if bool(sound.all()) else sound.tolist(), told)
+        flags = sound.tolist()
+        return lambda: Draws(ids.tolist(), None if all(flags) else flags, told)
 
     def _adjust(
         self, asked: Asked, logits: Tensor, places: list[Place], ids: Tensor, sound: Tensor
