@@ -1,8 +1,8 @@
 """Which GPU it is, and how each kernel is launched on it: one table, so that no kernel asks what it runs on.
 
 The figures come from what compiles without spills and keeps two pages under way (`make aot` asserts both). sm_90's of
-attention over heads up to 128 were chosen by sweeps on an H200 (ops/bench/LOG.md, 42 and 44); no other has seen
-hardware.
+attention over heads up to 128 and of products were chosen by sweeps on an H200 (ops/bench/LOG.md, 42, 44, 45); no other
+has seen hardware.
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ def attend_causal(
     whole = (first + 1) // TILE * TILE  # tiles before it end before every query
     if WINDOW:
         begin = tl.maximum(first + 1 - window, 0) // TILE * TILE
-        inside = (
-            tl.maximum(end - window + TILE - 1, 0) // TILE * TILE
-        )  # tiles from there on are in every query's window
+        inside = tl.maximum(end - window + TILE - 1, 0) // TILE * TILE  # from there on all tiles are in every window
         inside = tl.minimum(inside, whole)
         top, total, acc = _walk(
             q, position, kv_ptr, scales_ptr, table_ptr, top, total, acc, begin, inside, end, page_stride, side_stride,
@@ -146,6 +144,7 @@ def _pages(table_ptr, start, last, PAGE: tl.constexpr, TILE: tl.constexpr):
         pages = (tl.load(table_ptr + tl.minimum(start, last) // PAGE),)
         for n in tl.static_range(1, TILE // PAGE):
             more = tl.load(table_ptr + tl.minimum(start + n * PAGE, last) // PAGE)
+            # Triton compiles no (*pages, more); mypy takes the tuple for one of one element for good
             pages = pages + (more,)  # type: ignore[assignment]  # noqa: RUF005
     else:
         pages = (tl.load(table_ptr + tl.minimum(start + tl.arange(0, TILE), last) // PAGE),)

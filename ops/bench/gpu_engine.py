@@ -58,17 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--weights, --kv-dtype and --deterministic are this engine's; leave them out with transformers")
     if given.system == "slipstream" and given.patience is not None:
         parser.error("--patience is for --with transformers; leave it out")
-    if not torch.cuda.is_available():
-        print(_floors(DATA_SHEETS[given.device], given.weights))
-        return 0
-    ceilings = measured_ceilings()
-    print(f"{ceilings.device}: {ceilings.bytes_s / 1e12:.2f} TB/s, {ceilings.flop_s / 1e12:.0f} TFLOP/s, measured\n")
-    kept = Kept(given.json or _path(ceilings, given.system, how), ceilings, given.system, how)
-    deadline = time.monotonic() + 60 * given.minutes
+    if given.patience is not None and given.patience <= 0:
+        parser.error(f"--patience: expected seconds above 0, got {given.patience:g}")
+    there = torch.cuda.is_available()
+    ceilings = measured_ceilings() if there else DATA_SHEETS[given.device]
     cases = list(_ours(ceilings, how) if given.system == "slipstream" else _theirs(given.patience or 150.0))
     chosen = [(name, case) for name, case in cases if given.only in name]
     if not chosen:
         parser.error(f"--only {given.only!r} is in no name; there are {', '.join(name for name, _ in cases)}")
+    if not there:
+        print(_floors(ceilings, given.weights))
+        return 0
+    print(f"{ceilings.device}: {ceilings.bytes_s / 1e12:.2f} TB/s, {ceilings.flop_s / 1e12:.0f} TFLOP/s, measured\n")
+    kept = Kept(given.json or _path(ceilings, given.system, how), ceilings, given.system, how)
+    deadline = time.monotonic() + 60 * given.minutes
     for name, case in chosen:
         if time.monotonic() > deadline:
             print(f"{name}: left out, {given.minutes:g} minutes are over")

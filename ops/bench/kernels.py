@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write; ops/bench/results on a GPU unless given")
     given = parser.parse_args(arguments)
     model = next(m for m in MODELS if m.name == given.model)
+    chosen = [case for case in cases(model) if given.only in case.name]
+    if not chosen:
+        parser.error(
+            f"--only {given.only!r} is in no kernel's name; there are {', '.join(c.name for c in cases(model))}"
+        )
     there = torch.cuda.is_available()
     ceilings = measured_ceilings() if there else DATA_SHEETS[given.device]
     print(
@@ -44,11 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     path = given.json or (_path(ceilings) if there else None)
     found: list[dict[str, Any]] = []
-    for case in cases(model):
-        if given.only in case.name:
-            found.append(_one(case, ceilings, there))
-            print(_line(found[-1]), flush=True)
-            _write(path, ceilings, model, found)
+    for case in chosen:
+        found.append(_one(case, ceilings, there))
+        print(_line(found[-1]), flush=True)
+        _write(path, ceilings, model, found)
     print(f"\nfloors of a decode step of {model.name}, products and attention alone\n")
     print(_steps(model, ceilings))
     wrong = [one["name"] for one in found if one.get("agrees") is False]

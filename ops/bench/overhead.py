@@ -5,6 +5,9 @@ step, so what is left is the host's own work (and sampling, which is part of the
 all rows, beside the whole step, with a profile of where the time goes. All rows decode, one token a step each: nothing
 in their texts repeats itself, so lookups find nothing to guess, and the whole step is measured without them.
 
+With --ahead rows lie on a device that answers at once, sampling and all, and nothing is brought over to it: what is
+left is what a GPU's step costs the host, but for the calls into CUDA.
+
 A profiler slows small functions down more than large ones: its shares say where to look, not what there is to gain.
 """
 
@@ -30,6 +33,9 @@ from kernels.prepare_batch import FlatBatch
 from ops.bench import models, report
 from ops.bench.machine import ROOT, Machine
 from worker.engine import ConfigError, Engine, EngineConfig, SequenceParams
+from worker.engine.device_runner import DeviceRunner
+from worker.engine.devices import HostDevice, Run
+from worker.engine.step_shape import StepShape
 from worker.models.decoder import Decoder
 
 PROMPT_TOKENS = 32
@@ -46,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 samples greedily (%(default)s)")
     parser.add_argument("--logprobs", type=int, help="ask for those of each token and of so many of the likeliest")
     parser.add_argument("--presence-penalty", type=float, default=0.0, help="other than 0 adjusts every row's logits")
+    parser.add_argument("--ahead", action="store_true", help="rows on a device, steps launched one ahead, as on a GPU")
+    parser.add_argument("--no-prefix-cache", action="store_true", help="full pages are not kept for others")
     parser.add_argument("--max-drafts", type=int, default=EngineConfig.max_drafts, help="0: no lookup (%(default)s)")
     given = parser.parse_args(arguments)
     if given.quick:
@@ -64,6 +72,8 @@ def _bench(given: argparse.Namespace) -> int:
             threads=given.threads,
             backend=given.backend,
             max_drafts=drafts,
+            ahead=given.ahead,
+            prefix_cache=not given.no_prefix_cache,
         )
         for drafts in (given.max_drafts, 0)  # the random model repeats itself, and would decode several tokens a step
     )
@@ -79,7 +89,8 @@ def _bench(given: argparse.Namespace) -> int:
     for found in widths:
         print(f"\nwidth {found['width']}: a step's parts, by the profiler\n\n{_parts(found)}")
         print(f"\nwidth {found['width']}: functions, by the time in themselves\n\n{_functions(found)}")
-    names = "runs steps threads rows backend temperature logprobs presence_penalty max_drafts quick".split()
+    names = "runs steps threads rows backend temperature logprobs presence_penalty max_drafts ahead".split()
+    names += ["no_prefix_cache", "quick"]
     settings = {name: getattr(given, name) for name in names} | {"runs_on": engine.backend}
     print(f"\nJSON: {report.keep('overhead', machine, settings, {'widths': widths}, save=given.save)}")
     return 0
@@ -95,7 +106,7 @@ def _width(engine: Engine, plain: Engine, width: int, given: argparse.Namespace)
     )
     with decoding(plain, width, params):
         whole = [_us_a_step(plain, max(10, given.steps // 4)) for _ in range(given.runs)]
-    with without_maths(), decoding(engine, width, params):
+    with without_device() if given.ahead else without_maths(), decoding(engine, width, params):
         host = [_us_a_step(engine, given.steps) for _ in range(given.runs)]
         profile = cProfile.Profile()
         profile.runcall(_us_a_step, engine, given.steps)
@@ -133,6 +144,25 @@ def without_maths() -> Iterator[None]:
         yield
     finally:
         Decoder.forward = real  # type: ignore[method-assign]
+
+
+@contextmanager
+def without_device() -> Iterator[None]:
+    """Within it, a device answers at once: each draw the same id, all sound. What is staged is packed, and let go."""
+    run, flush = HostDevice.run, DeviceRunner._flush
+    results = dict[StepShape, Tensor]()
+
+    def answer(self: HostDevice, shape: StepShape, run: Run) -> Tensor:
+        return results.setdefault(shape, torch.ones(2, shape.draws, dtype=torch.int64))
+
+    def pack(self: DeviceRunner) -> None:
+        self.state.staged()
+
+    HostDevice.run, DeviceRunner._flush = answer, pack  # type: ignore[method-assign]  # put back below
+    try:
+        yield
+    finally:
+        HostDevice.run, DeviceRunner._flush = run, flush  # type: ignore[method-assign]
 
 
 @contextmanager

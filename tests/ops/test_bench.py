@@ -54,6 +54,16 @@ def test_the_engine_bench_sets_all_systems_beside_each_other(bench):
     assert {system["output_tokens"] for system in demo["systems"]} == {demo["systems"][0]["output_tokens"]}
 
 
+def test_the_overhead_bench_tells_what_a_step_on_a_device_costs_the_host(bench):
+    """Rows on a device that answers at once, so that what the host does is all of it; every row goes on decoding."""
+    _, found = bench("overhead", "--rows", "8", "--ahead", "--no-prefix-cache")
+    assert found["settings"]["ahead"] is True
+    assert [width["width"] for width in found["widths"]] == [1, 8]
+    for width in found["widths"]:
+        assert width["host_us"] > 0
+        assert any("device_runner.py" in one["function"] for one in width["functions"])
+
+
 def test_the_overhead_bench_says_where_a_step_spends_its_time(bench):
     """Time a step at width 1 and at all rows, without the maths and with it, and parts that make up a step."""
     said, found = bench("overhead", "--rows", "8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.bench import gpu_engine, gpu_profile, gpu_transformers
+from ops.bench import gpu_engine, gpu_profile, gpu_transformers, kernels
 from ops.bench.device import Ceilings
 from ops.bench.gpu_prompts import prompts
 from ops.bench.kernel_cases import LLAMA_8B, QWEN_06B, QWEN_8B, Model
@@ -117,10 +117,14 @@ def test_when_patience_ends_with_transformers_the_tokens_so_far_are_the_figure()
 
 
 def test_flags_that_say_nothing_to_what_runs_are_refused(capsys: pytest.CaptureFixture[str]):
-    """Settings of this engine beside transformers, and widths of no rows: a line that says which, and code 2."""
+    """Settings of this engine beside transformers, no time, names of nothing, widths of no rows: a line says which,
+    and code 2."""
     for main, flags, says in (
         (gpu_engine.main, ["--with", "transformers", "--deterministic"], "--deterministic are this engine's"),
         (gpu_engine.main, ["--patience", "100"], "--patience is for --with transformers"),
+        (gpu_engine.main, ["--with", "transformers", "--patience", "0"], "expected seconds above 0, got 0"),
+        (gpu_engine.main, ["--only", "nonsense"], "'nonsense' is in no name; there are Llama-3.1-8B steps"),
+        (kernels.main, ["--only", "nonsense"], "'nonsense' is in no kernel's name; there are decode attention"),
         (gpu_profile.main, ["--widths", "1", "0"], "at least 1"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -13,6 +13,7 @@ kv_format.py  what pages hold: the model's dtype, or a smaller one with scales
 weight_form.py  what projections are kept as, and what weights take
 resolve.py    what a configuration comes to on this machine: device, dtype, operations, pages
 gpu_fit.py    whether a model can run on the GPU that is here
+cpu_start.py  what an engine runs with on a CPU
 gpu_start.py  what an engine runs with on a GPU, in the order in which it needs memory
 cuda.py       a GPU as a DeviceRunner sees it: pinned buffers, graphs, memory
 pages.py      PagePool: pages of K/V memory, counted references, and the cache of those that are full

@@ -1,6 +1,6 @@
 """A GPU as a DeviceRunner sees it: pinned buffers, events, graphs; memory; and whoever compiles when he shouldn't.
 
-All that can only run where there is a GPU is here and in gpu_start.py. Seen on an H200 (ops/bench/LOG.md, 42).
+All that can only run where there is a GPU is here and in gpu_start.py. Seen on an H200 (ops/bench/LOG.md, 42 to 47).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CudaDevice:
     def __init__(self) -> None:
         self._out, self._in = _Pinned(torch.int32), _Pinned(torch.int64)
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._captures = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._captures = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._stream = torch.cuda.current_stream()  # where everything goes; to ask for it takes as long as to record
 
     def upload(self, values: NDArray[Any]) -> Tensor:

@@ -60,7 +60,7 @@ class DeviceRunner:
         vocab_size, where = decoder.config.vocab_size, kv.device
         self._logits = torch.empty(
             self.largest.rows, vocab_size, dtype=decoder.dtype, device=where
-        )  # of the latest step
+        )  # the latest step's
         self._adjustments = Adjustments(ops, self.state.nobody + 1, vocab_size, device, where, padded_to=DRAWS)
         self._adjustments.take_memory()
         self._barred_wide = set[int]()  # seats that bar more stop ids than they hold

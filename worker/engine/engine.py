@@ -22,30 +22,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cpu.large_pages import use_large_pages
-from kernels.table import Backend, Ops
+from kernels.table import Ops
 from worker.engine.adjustments import Logprob
 from worker.engine.config import ConfigError, EngineConfig, SlowerBackend
+from worker.engine.cpu_start import start as start_on_cpu
 from worker.engine.cuda import CompileWatch
-from worker.engine.device_runner import DeviceRunner
-from worker.engine.devices import HostDevice
 from worker.engine.gpu_fit import find_gpu, refuse_fp8_products, refuse_unfit
 from worker.engine.kv_format import KvFormat
-from worker.engine.memory import free_bytes
 from worker.engine.outcome import Completion, Emission, EngineStats, StepOutput
 from worker.engine.pages import PagePool
 from worker.engine.plan import Plan
-from worker.engine.resolve import cpu_dtype, cpu_ops, device_of, gpu_dtype, max_len_of, num_pages_of, stored_weights
-from worker.engine.rows import RowTable
+from worker.engine.resolve import device_of, gpu_dtype, max_len_of, num_pages_of
 from worker.engine.runner import Drawn, PlainRunner, Read, Runner
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import FinishReason, Sequence, SequenceParams, State, refuse_unservable
 from worker.engine.speculation import Speculation
 from worker.engine.weight_form import is_fp8, keep_of, loading_bytes_of, weight_bytes_of, words_of
-from worker.models.checkpoint import Checkpoint, Weights, locate, weight_bytes
+from worker.models.checkpoint import Checkpoint, Weights, locate
 from worker.models.config import ModelConfig, read_config
 from worker.models.decoder import Decoder
-from worker.models.projections import Keep
 
 
 @dataclass(frozen=True)
@@ -109,40 +104,12 @@ class Engine:
             sizes = weight_bytes_of(shape, keep, dtype), loading_bytes_of(shape, keep)
             refuse_unfit(gpu, shape, kv_format, config.page_size, sizes[0], loading_bytes=sizes[1])
             return cls.from_weights(Checkpoint(directory, torch.device("cuda")), shape, config)
-        # what was rounded to 4 or 8 bits loses nothing by bf16, and fp16 would become fp32 here
-        dtype = cpu_dtype(config, shape.dtype if shape.quantisation is None else "bfloat16")
-        max_len = max_len_of(config, shape)
-        kv_format = KvFormat.of(config.kv_dtype, dtype)
-        on_device = (config.device_rows or config.ahead) and config.backend in (Backend.TORCH, Backend.TRITON)
-        if config.kv_dtype == "fp8" and not on_device:
-            raise ConfigError("kv_dtype fp8 is for GPUs; on this CPU give --kv-dtype int8 or auto")
-        keep = keep_of(config, shape, narrow=bool(on_device))
-        taken = weight_bytes(directory) if keep is Keep.AS_READ else weight_bytes_of(shape, keep, dtype)
-        num_pages = num_pages_of(config, shape, kv_format, max_len, free_bytes() - taken)
-        max_len = min(max_len, num_pages * config.page_size)
-        with torch.inference_mode():
-            ops, slower_because = cpu_ops(config, shape, dtype)
-            stored, kept_because = "auto", None
-            if not on_device:
-                stored, kept_because = stored_weights(config, shape, torch.device("cpu"), dtype)
-            how: dict[str, Any] = {"deterministic": config.deterministic, "keep": keep, "stored": stored}
-            decoder = Decoder(directory, shape, ops, dtype, max_len=max_len, **how)
-            where = (shape, num_pages, config.page_size, decoder.device)
-            kv, scales = kv_format.pages(*where), kv_format.scales(*where)
-            use_large_pages(kv)  # memory is taken page by page as it is first written; nobody reads what is not
-            runner: Runner
-            how = {"exact_noise": config.deterministic, "kv_scales": scales}
-            if config.device_rows or config.ahead:
-                most = config.tokens_a_step("cpu")
-                runner = DeviceRunner(decoder, ops, HostDevice(), kv, config.max_rows, max_len, most, **how)
-            else:
-                rows = RowTable(ops, config.max_rows, max_len, config.page_size)
-                runner = PlainRunner(decoder, rows, kv, **how)
-            engine = cls(decoder, ops, config, kv, runner, max_len, ahead=bool(config.ahead))
-            engine.slower_because = "; ".join(filter(None, (slower_because, kept_because))) or None
-            if engine.slower_because is not None:
-                warnings.warn(f"this model runs slower than it might: {engine.slower_because}", SlowerBackend, 2)
-            return engine
+        made = start_on_cpu(directory, shape, config)
+        engine = cls(made.decoder, made.ops, config, made.kv, made.runner, made.max_len, ahead=bool(config.ahead))
+        engine.slower_because = made.slower_because
+        if made.slower_because is not None:
+            warnings.warn(f"this model runs slower than it might: {made.slower_because}", SlowerBackend, 2)
+        return engine
 
     @classmethod
     def from_weights(cls, weights: Weights, shape: ModelConfig, config: EngineConfig) -> Engine:

@@ -9,7 +9,7 @@ from worker.engine.adjustments import Logprob
 from worker.engine.sequence import FinishReason
 
 
-class Emission(NamedTuple):  # a dataclass takes four times as long to make, and there is one for each token
+class Emission(NamedTuple):  # a dataclass takes twice as long to make, and there is one for each token
     """What a step gave a sequence: a token, or several, and why it ended if it did. A failed one has an error and none.
 
     cached_tokens: those of its prompt whose K/V came from the prefix cache. logprobs: its tokens', if it asks for them.
