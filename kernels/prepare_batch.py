@@ -25,10 +25,8 @@ class FlatBatch:
     seq_lens: Tensor  # [R] int64, tokens of the row after this step; 0: a padding row, which stands after all others
     page_table: Tensor  # [R, P] int32, P = pages of the longest row of the batch or more; past a row's pages anything
     logits_index: Tensor  # [L] int64, flat positions whose logits are wanted, then padding (any position)
-    num_decode: (
-        int | None
-    )  # rows in front that add one token, padding rows too where there are no others; None: `decodes`
-    decodes: Tensor | None = None  # [1] int64, how many add one token, where only the device knows
+    num_decode: int | None  # rows in front that add one token, padding too if there are no others; None: decodes
+    decodes: Tensor | None = None  # [1] int64: how many add one token, where the device alone knows
 
     @property
     def num_tokens(self) -> int:

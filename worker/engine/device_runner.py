@@ -58,9 +58,8 @@ class DeviceRunner:
         self.state = RowState(self.largest.rows + 1, max_len, self._max_pages, kv.device)
         self._pages_there = [0] * max_rows
         vocab_size, where = decoder.config.vocab_size, kv.device
-        self._logits = torch.empty(
-            self.largest.rows, vocab_size, dtype=decoder.dtype, device=where
-        )  # the latest step's
+        # of the latest step
+        self._logits = torch.empty(self.largest.rows, vocab_size, dtype=decoder.dtype, device=where)
         self._adjustments = Adjustments(ops, self.state.nobody + 1, vocab_size, device, where, padded_to=DRAWS)
         self._adjustments.take_memory()
         self._barred_wide = set[int]()  # seats that bar more stop ids than they hold
